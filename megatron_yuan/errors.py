@@ -1,0 +1,41 @@
+"""The errors a user can cause. Each names the setting, its value, the rule and the fix, in one or two lines.
+
+A command line prints a `YuanError` as its message alone and exits with 2; anything else is a bug and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class YuanError(Exception):
+    """Base of every error that is the user's to mend."""
+
+
+class ConfigError(YuanError, ValueError):
+    """A setting, or a combination of settings, that cannot work."""
+
+
+class DataError(YuanError):
+    """Input text, an indexed dataset or a tokenizer that is missing, damaged or does not match."""
+
+
+class CheckpointError(YuanError):
+    """A checkpoint or a weight folder that is missing, damaged, or of another model."""
+
+
+class ParallelError(YuanError):
+    """A layout of processes that does not match the configuration."""
+
+
+def run_command_line(main: Callable[[], int | None]) -> None:
+    """Run `main` as a program: a `YuanError` becomes one message on stderr and exit code 2; a bug keeps its traceback."""
+    try:
+        code = main()
+    except YuanError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    raise SystemExit(code or 0)
