@@ -1,0 +1,73 @@
+"""What every layer needs to know of the tokens at hand besides their hidden states; made once a forward pass.
+
+Shapes: B batch, S sequence, R rotated width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_yuan.config.schema import ModelConfig
+from megatron_yuan.model.rotary import rotary_tables
+
+
+@dataclass(frozen=True)
+class TokenContext:
+    """Positions, document bounds and random keys of one batch of tokens."""
+
+    cos: Tensor
+    """Rotary cosines [B, S, 1, 1, R], in the dtype of the model."""
+    sin: Tensor
+    """Rotary sines, likewise."""
+    starts_BS: Tensor | None = None
+    """True where a document starts that must not see what is before it; None: nothing is isolated."""
+    documents: Sequence[tuple[int, int, int]] | None = None
+    """(row, start, end) of each isolated document, in order, covering all tokens; None: rows are whole."""
+    sample_keys: Sequence[int] | None = None
+    """A random key for each row, from seed, step and sample id; None: nothing random (evaluation)."""
+    first_B: Tensor | None = None
+    """With left padding: the first true position of each row in the cache."""
+
+
+def token_context(
+    config: ModelConfig,
+    position_ids_BS: Tensor,
+    dtype: torch.dtype,
+    document_start_BS: Tensor | None = None,
+    sample_keys: Sequence[int] | None = None,
+    first_B: Tensor | None = None,
+    starts_BS: Tensor | None = None,
+) -> TokenContext:
+    """The context of tokens at `position_ids` [B, S].
+
+    `document_start_BS` isolates documents: the index in its row at which each token's document begins.
+    """
+    cos, sin = rotary_tables(
+        position_ids_BS, config.rotary_dim, config.rotary_base, config.rotary_ntk_factor, config.rotary_rounding
+    )
+    documents = None
+    if document_start_BS is not None:
+        here = torch.arange(document_start_BS.shape[1], device=document_start_BS.device)
+        starts_BS = document_start_BS == here
+        documents = document_spans(starts_BS)
+    return TokenContext(
+        cos[:, :, None, None].to(dtype),
+        sin[:, :, None, None].to(dtype),
+        starts_BS,
+        documents,
+        sample_keys,
+        first_B,
+    )
+
+
+def document_spans(starts_BS: Tensor) -> list[tuple[int, int, int]]:
+    """(row, start, end) of each document, in order; the first token of a row always starts one."""
+    spans = []
+    for row, starts in enumerate(starts_BS.cpu()):
+        bounds = [0, *(i for i in starts.nonzero().flatten().tolist() if i), starts.shape[0]]
+        spans += [(row, start, end) for start, end in zip(bounds, bounds[1:], strict=False)]
+    return spans

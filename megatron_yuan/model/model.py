@@ -1,0 +1,85 @@
+"""The model, or any run of its layers: the same class is the whole network and one pipeline stage's part of it.
+
+Shapes: B batch, S sequence, H hidden, V padded vocabulary, L layers held here, E experts.
+
+- Parameters have global names (`layers.7.moe.experts.down`), so a part's state is a plain subset of the whole's.
+- Tied embeddings: the part with the head holds its own copy under the same name, `embedding.weight`.
+- Tensors only: no ranks, no files, no steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from megatron_yuan.config.schema import ModelConfig
+from megatron_yuan.model.attention import AttentionCache
+from megatron_yuan.model.context import TokenContext
+from megatron_yuan.model.layer import YuanLayer
+from megatron_yuan.model.norm import RMSNorm
+
+
+class ModelOutput(NamedTuple):
+    """What a part hands on."""
+
+    hidden_BSH: Tensor
+    """Hidden states; after the final norm where the part holds the head."""
+    expert_load_LE: Tensor
+    """Rows that each expert of each layer got, int64."""
+
+
+class YuanModel(nn.Module):
+    """Embedding (if `is_first`), the layers named, final norm and head (if `is_last`)."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layers: Sequence[int] | None = None,
+        is_first: bool = True,
+        is_last: bool = True,
+        recompute_layers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config, self.is_first, self.is_last = config, is_first, is_last
+        self.recompute_layers = recompute_layers
+        layer_ids = range(config.num_layers) if layers is None else layers
+        tied_head = is_last and not config.untie_embeddings_and_output_weights
+        if is_first or tied_head:
+            self.embedding = nn.Embedding(config.padded_vocab_size, config.hidden_size, _weight=_unfilled(config))
+        self.layers = nn.ModuleDict({str(i): YuanLayer(config, i) for i in layer_ids})
+        if is_last:
+            self.final_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
+            if config.untie_embeddings_and_output_weights:
+                self.head = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The head's matrix [V, H]."""
+        return self.head.weight if self.config.untie_embeddings_and_output_weights else self.embedding.weight
+
+    def forward(self, x: Tensor, context: TokenContext, caches: Sequence[AttentionCache] | None = None) -> ModelOutput:
+        """Token ids [B, S] (first part) or hidden states [B, S, H] -> hidden states, with the experts' load."""
+        x_BSH = self.embedding(x) if self.is_first else x
+        loads = []
+        for i, layer in enumerate(self.layers.values()):
+            if i < self.recompute_layers and torch.is_grad_enabled():
+                # Random draws are keyed, not taken from a stream, so there is no generator state to put back.
+                x_BSH, load_E = checkpoint(layer, x_BSH, context, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_BSH, load_E = layer(x_BSH, context, caches[i] if caches else None)
+            loads.append(load_E)
+        return ModelOutput(self.final_norm(x_BSH) if self.is_last else x_BSH, torch.stack(loads))
+
+    def logits(self, hidden_BSH: Tensor) -> Tensor:
+        """Scores of the next token [B, S, V] from normed hidden states."""
+        return F.linear(hidden_BSH, self.output_weight)
+
+
+def _unfilled(config: ModelConfig) -> Tensor:
+    # nn.Embedding would fill its weight with random numbers that initialisation or a checkpoint replaces at once.
+    return torch.empty(config.padded_vocab_size, config.hidden_size)

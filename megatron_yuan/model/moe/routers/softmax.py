@@ -1,0 +1,16 @@
+"""The classical router: one linear score an expert (Mixtral; the M32 paper's baseline, Table 1)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_yuan.model.moe.routers.base import Router
+
+
+class SoftmaxRouter(Router):
+    """Logits = x W^T, in the model's dtype, then float32."""
+
+    def logits(self, x_TH: Tensor) -> Tensor:
+        """Linear scores [T, E]."""
+        return F.linear(x_TH, self.weight).float()
