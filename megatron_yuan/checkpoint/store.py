@@ -1,0 +1,252 @@
+"""One safetensors file: written in one pass and hashed on the way, read in one pass into tensors that exist already.
+
+The format is eight bytes of header length, a JSON header, then the tensors' bytes without a gap. The
+safetensors package writes a file that then has to be read again for its hash, and maps the file that it reads, which
+gives no bytes to hash on the way; so the little code that the format needs is here, and the tests hold it to the
+package in both directions. Nothing is allocated, and no tensor touched, before the header agrees with the file's size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from megatron_yuan.checkpoint import strict_json
+from megatron_yuan.errors import CheckpointError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_CHUNK = 4 << 20  # bytes at a time: stays in the cache between read, hash and copy; a multiple of every item size
+_MAX_HEADER = 100 << 20  # the safetensors package's own limit
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Type and shape of a tensor, without its values."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorSpec:
+        """The spec of `tensor`."""
+        return cls(tensor.dtype, tuple(tensor.shape))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def to_json(self) -> list[Any]:
+        """As the manifest holds it: ["BF16", [4, 8]]."""
+        return [_CODES[self.dtype], list(self.shape)]
+
+    @classmethod
+    def from_json(cls, code: Any, shape: Any, source: str) -> TensorSpec:
+        """The inverse, for values of unknown origin."""
+        if not isinstance(code, str) or code not in DTYPES:
+            raise CheckpointError(f"{source} has the unknown tensor type {code!r}")
+        if not isinstance(shape, list) or len(shape) > 16 or not all(map(strict_json.is_count, shape)):
+            raise CheckpointError(f"{source} has the impossible shape {shape!r}"[:300])
+        return cls(DTYPES[code], tuple(shape))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
+    """Write a new file and wait until the disk has it; returns its size and sha256 (hex). OSError where it cannot.
+
+    Extra memory: one chunk, or one tensor where it is not contiguous.
+    """
+    # Wide types first, so that every tensor starts at a multiple of its item size: readers may map the file.
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header, end = {}, 0
+    for name in names:
+        spec = TensorSpec.of(tensors[name])
+        begin, end = end, end + spec.nbytes
+        header[name] = {"dtype": _CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with open(path, "xb") as file:
+        for content in (len(text).to_bytes(8, "little"), text):
+            digest.update(content)
+            file.write(content)
+        for name in names:
+            for chunk in chunks(tensors[name]):
+                digest.update(chunk)
+                file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return 8 + len(text) + end, digest.hexdigest()
+
+
+def chunks(tensor: Tensor) -> Iterator[memoryview]:
+    """The bytes of `tensor`, from whatever device, in its row-major order."""
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    for begin in range(0, flat.numel(), _CHUNK):
+        yield flat[begin : begin + _CHUNK].cpu().numpy().data
+
+
+def read_specs(path: Path) -> dict[str, TensorSpec]:
+    """Types and shapes of the tensors in a file, in the file's order; its header is checked, its values are not."""
+    with _open(path) as file:
+        return _read_header(file, path, hashlib.sha256())
+
+
+def read_tensors(path: Path, into: Mapping[str, Tensor], sha256: str | None = None) -> None:
+    """Copy tensors of the file into tensors of the same names and shapes, in place, casting to their types and devices.
+
+    With `sha256` the file's hash is taken on the way and compared at the end. A file that is missing, cut short, of
+    other shapes or (hash) damaged is a CheckpointError naming it; the tensors of `into` are then undefined.
+    """
+    digest = hashlib.sha256()
+    scratch = torch.empty(_CHUNK, dtype=torch.uint8)
+    with _open(path) as file, torch.no_grad():
+        specs = _read_header(file, path, digest if sha256 else None)
+        for name, target in into.items():
+            if name not in specs or specs[name].shape != tuple(target.shape):
+                found = list(specs[name].shape) if name in specs else "nothing"
+                raise CheckpointError(f"{path} holds {found} under {name}, wanted {list(target.shape)}")
+        for name, spec in specs.items():
+            if name in into:
+                _fill(into[name], spec, file, path, scratch, digest if sha256 else None)
+            elif sha256:
+                for _ in _read_chunks(file, spec.nbytes, path, scratch, digest):
+                    pass
+            else:
+                file.seek(spec.nbytes, os.SEEK_CUR)
+    if sha256 and digest.hexdigest() != sha256:
+        raise CheckpointError(f"{path} is damaged: its sha256 is not the one that was recorded when it was written")
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's bytes, in hex."""
+    scratch, digest = torch.empty(_CHUNK, dtype=torch.uint8), hashlib.sha256()
+    with _open(path) as file:
+        for _ in _read_chunks(file, os.fstat(file.fileno()).st_size, path, scratch, digest):
+            pass
+    return digest.hexdigest()
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open a regular file (a pipe would wait for ever), errors in words."""
+    try:
+        file = open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot open {path}: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise CheckpointError(f"{path} is not a regular file")
+    return file  # type: ignore[return-value]
+
+
+def _fill(
+    target: Tensor, spec: TensorSpec, file: BinaryIO, path: Path, scratch: Tensor, digest: hashlib._Hash | None
+) -> None:
+    """Copy one tensor from the file's position into `target`."""
+    whole = target if target.is_contiguous() else torch.empty_like(target, memory_format=torch.contiguous_format)
+    flat, begin = whole.detach().view(-1), 0
+    for chunk in _read_chunks(file, spec.nbytes, path, scratch, digest):
+        values = chunk.view(spec.dtype)
+        flat[begin : begin + values.numel()].copy_(values)
+        begin += values.numel()
+    if whole is not target:
+        target.detach().copy_(whole)
+
+
+def _read_chunks(
+    file: BinaryIO, nbytes: int, path: Path, scratch: Tensor, digest: hashlib._Hash | None
+) -> Iterator[Tensor]:
+    """The next `nbytes` of the file, each time in `scratch`, hashed."""
+    memory = scratch.numpy().data
+    while nbytes > 0:
+        size = min(nbytes, len(memory))
+        _read_exactly(file, memory[:size], path)
+        if digest is not None:
+            digest.update(memory[:size])
+        yield scratch[:size]
+        nbytes -= size
+
+
+def _read_exactly(file: BinaryIO, memory: memoryview, path: Path) -> None:
+    filled = 0
+    while filled < len(memory):
+        try:
+            count = file.readinto(memory[filled:])  # type: ignore[attr-defined]
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+        if not count:
+            raise CheckpointError(f"{path} is truncated: it ends before its last tensor")
+        filled += count
+
+
+def _read_header(file: BinaryIO, path: Path, digest: hashlib._Hash | None) -> dict[str, TensorSpec]:
+    """Read and check the header; the file's position is then that of the first tensor's bytes."""
+    size = os.fstat(file.fileno()).st_size
+    if size < 8:
+        raise CheckpointError(f"{path} is truncated: {size} bytes are no safetensors file")
+    prefix = bytearray(8)
+    _read_exactly(file, memoryview(prefix), path)
+    length = int.from_bytes(prefix, "little")
+    if length > _MAX_HEADER:
+        raise CheckpointError(f"{path} is not a safetensors file: it begins with {bytes(prefix)!r}")
+    if 8 + length > size:
+        raise CheckpointError(f"{path} is truncated: {size} bytes, of which the header alone should take {8 + length}")
+    text = bytearray(length)
+    _read_exactly(file, memoryview(text), path)
+    if digest is not None:
+        digest.update(prefix)
+        digest.update(text)
+    return _parse_header(bytes(text), size - 8 - length, path)
+
+
+def _parse_header(text: bytes, room: int, path: Path) -> dict[str, TensorSpec]:
+    """Specs in order of offsets, which must fill exactly the `room` bytes behind the header."""
+    entries = strict_json.parse(text, f"the header of {path}")
+    entries.pop("__metadata__", None)
+    places: list[tuple[int, int, str, TensorSpec]] = []
+    for name, entry in entries.items():
+        source = f"{path}, tensor {name[:200]!r},"
+        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(strict_json.is_count, offsets))):
+            raise CheckpointError(f"{source} has no valid data_offsets")
+        spec = TensorSpec.from_json(entry.get("dtype"), entry.get("shape"), source)
+        if spec.nbytes != offsets[1] - offsets[0]:
+            raise CheckpointError(
+                f"{source} of shape {list(spec.shape)} does not fit its {offsets[1] - offsets[0]} bytes"
+            )
+        places.append((offsets[0], offsets[1], name, spec))
+    places.sort(key=lambda place: place[:2])
+    position = 0
+    for begin, end, name, _ in places:
+        if begin != position:
+            raise CheckpointError(
+                f"{path}, tensor {name[:200]!r}, leaves a gap or overlaps another: the header is damaged"
+            )
+        position = end
+    if position != room:
+        state = "is truncated" if position > room else "has bytes that belong to no tensor"
+        raise CheckpointError(f"{path} {state}: its header describes {position} bytes of tensors, it has {room}")
+    return {name: spec for _, _, name, spec in places}
