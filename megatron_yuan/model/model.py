@@ -58,6 +58,11 @@ class YuanModel(nn.Module):
                 self.head = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
 
     @property
+    def layer_ids(self) -> list[int]:
+        """Global numbers of the layers held here."""
+        return [layer.layer for layer in self.layers.values()]  # type: ignore[misc]
+
+    @property
     def output_weight(self) -> Tensor:
         """The head's matrix [V, H]."""
         return self.head.weight if self.config.untie_embeddings_and_output_weights else self.embedding.weight

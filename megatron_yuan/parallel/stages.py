@@ -5,7 +5,9 @@ from __future__ import annotations
 from megatron_yuan.errors import ConfigError
 
 
-def layers_of_chunks(num_layers: int, pp_size: int, vp_size: int = 1, layout: str | None = None) -> list[list[list[int]]]:
+def layers_of_chunks(
+    num_layers: int, pp_size: int, vp_size: int = 1, layout: str | None = None
+) -> list[list[list[int]]]:
     """Global layer numbers by [stage][chunk].
 
     The model is cut into pp_size x vp_size runs of layers; run i is chunk i // pp_size of stage i % pp_size, so that a

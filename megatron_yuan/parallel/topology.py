@@ -1,0 +1,151 @@
+"""Who this process is in the run: made once, passed down, never imported as a global."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_yuan.config.schema import Config, ParallelConfig
+from megatron_yuan.errors import ConfigError, ParallelError
+
+
+@dataclass(frozen=True)
+class Topology:
+    """This process's place among pipeline stages and data-parallel replicas."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    pp_rank: int
+    pp_size: int
+    vp_size: int
+    dp_rank: int
+    dp_size: int
+    device: torch.device
+    pp_group: Any = field(repr=False, default=None)
+    dp_group: Any = field(repr=False, default=None)
+
+    @property
+    def is_main(self) -> bool:
+        """True for the one process that speaks for the run."""
+        return self.rank == 0
+
+    @property
+    def is_first_stage(self) -> bool:
+        """True where the embedding is."""
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """True where the loss is."""
+        return self.pp_rank == self.pp_size - 1
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def gather(self, value: Any) -> list[Any]:
+        """One small picklable `value` from each rank, by rank, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast_from_last_stage(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Copy `tensor` in place from the last stage to the whole pipeline; returns it."""
+        if self.pp_size > 1:
+            dist.broadcast(tensor, group_src=self.pp_size - 1, group=self.pp_group)
+        return tensor
+
+    def sum_over_stages(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum `tensor` in place over the stages of this pipeline; returns it."""
+        if self.pp_size > 1:
+            dist.all_reduce(tensor, group=self.pp_group)
+        return tensor
+
+    def sum_over_replicas(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum `tensor` in place over the data-parallel replicas of this stage; returns it."""
+        if self.dp_size > 1:
+            dist.all_reduce(tensor, group=self.dp_group)
+        return tensor
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that `--device` means here; `auto` is a GPU where there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but torch sees no GPU here. Fix: --device cpu, or a CUDA build of torch.")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ParallelError(
+            f"local rank {local_rank} has no GPU: {torch.cuda.device_count()} here. "
+            "Fix: torchrun --nproc-per-node with at most that many processes."
+        )
+    return torch.device("cuda", local_rank)
+
+
+def world_size() -> int:
+    """Number of processes that torchrun (or any launcher that sets WORLD_SIZE) started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start(config: Config) -> Topology:
+    """Join the other processes and find this one's place. Ends with `stop`, on every path out."""
+    from megatron_yuan.mcore import on_cpu
+    from megatron_yuan.mcore.parallel import parallel_state
+
+    parallel = config.parallel
+    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    device = choose_device(config.training.device, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        on_cpu.use_cpu()
+    _join(parallel, device, rank)
+    vp = parallel.virtual_pipeline_model_parallel_size
+    parallel_state.initialize_model_parallel(
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=vp if vp > 1 else None,
+        distributed_timeout_minutes=parallel.distributed_timeout_minutes,  # type: ignore[arg-type]
+        create_gloo_process_groups=False,
+    )
+    return Topology(
+        rank=rank,
+        world_size=world_size(),
+        local_rank=local_rank,
+        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        pp_size=parallel.pipeline_model_parallel_size,
+        vp_size=vp,
+        dp_rank=parallel_state.get_data_parallel_rank(),
+        dp_size=parallel_state.get_data_parallel_world_size(),
+        device=device,
+        pp_group=parallel_state.get_pipeline_model_parallel_group(),
+        dp_group=parallel_state.get_data_parallel_group(),
+    )
+
+
+def _join(parallel: ParallelConfig, device: torch.device, rank: int) -> None:
+    backend = parallel.distributed_backend
+    if backend == "auto":
+        backend = "nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(minutes=parallel.distributed_timeout_minutes)
+    # Without a launcher there is nobody to meet: a store in memory, no port.
+    alone = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    bound = {"device_id": device} if backend == "nccl" else {}
+    dist.init_process_group(backend, timeout=timeout, **alone, **bound)
+
+
+def stop() -> None:
+    """Leave the process groups; safe to call when they were never made."""
+    if dist.is_initialized():
+        from megatron_yuan.mcore.parallel import parallel_state
+
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()

@@ -1,0 +1,80 @@
+"""From a config and a place in the topology to this process's part of the model, ready to train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from megatron_yuan.config.schema import Config
+from megatron_yuan.mcore.parallel import DistributedDataParallel
+from megatron_yuan.model.initialize import initialize
+from megatron_yuan.model.model import YuanModel
+from megatron_yuan.parallel.chunk import PipelineChunk, schedule_config, wrap_chunks
+from megatron_yuan.parallel.stages import layers_of_chunks
+from megatron_yuan.parallel.topology import Topology
+from megatron_yuan.training.optimizer import MixedPrecisionAdamW
+
+TIED = "embedding.weight"
+
+
+@dataclass(frozen=True)
+class TrainingModel:
+    """This process's chunks of the model, wrapped for the schedules, and their optimizer."""
+
+    chunks: Sequence[DistributedDataParallel]
+    parameters: dict[str, nn.Parameter]
+    """Every parameter held here, by global name."""
+    copies: frozenset[str]
+    """Names among them whose original is on another stage: the last stage's tied embedding."""
+    optimizer: MixedPrecisionAdamW
+
+
+def build_training_model(config: Config, topology: Topology) -> TrainingModel:
+    """Make this process's part, initialised from the seed, in the run's dtype and on its device."""
+    parts = _build_parts(config, topology)
+    transformer = schedule_config(config, topology)
+    tied = not config.model.untie_embeddings_and_output_weights
+    wrapped = wrap_chunks(
+        [
+            PipelineChunk(
+                part, part.embedding.weight if tied and (part.is_first or part.is_last) else None, transformer, i
+            )
+            for i, part in enumerate(parts)
+        ],
+        config,
+        topology,
+    )
+    parameters = {name: parameter for part in parts for name, parameter in part.named_parameters()}
+    copies = frozenset({TIED} if tied and not topology.is_first_stage and topology.is_last_stage else ())
+    return TrainingModel(wrapped, parameters, copies, MixedPrecisionAdamW(parameters, copies, config.optimizer))
+
+
+def _build_parts(config: Config, topology: Topology) -> list[YuanModel]:
+    parallel = config.parallel
+    placement = layers_of_chunks(
+        config.model.num_layers, topology.pp_size, topology.vp_size, parallel.pipeline_model_parallel_layout
+    )[topology.pp_rank]
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if config.optimizer.bf16 else torch.float32)
+    try:
+        parts = []
+        for i, layers in enumerate(placement):
+            recomputed = parallel.recompute_num_layers
+            with torch.device(topology.device):
+                part = YuanModel(
+                    config.model,
+                    layers,
+                    is_first=topology.is_first_stage and i == 0,
+                    is_last=topology.is_last_stage and i == topology.vp_size - 1,
+                    recompute_layers=(len(layers) if recomputed is None else recomputed)
+                    if parallel.recompute_granularity == "full"
+                    else 0,
+                )
+            initialize(part, config.model, config.training.seed)
+            parts.append(part)
+        return parts
+    finally:
+        torch.set_default_dtype(default)
