@@ -35,7 +35,7 @@ YUAN2_M32 = Config(
     # The shape and every training setting of the published pretraining script (Yuan2.0-M32 repository,
     # examples/pretrain_yuan2.0_moe_2x32B.sh); 318,000 x 1536 x 4096 = 2.0e12 tokens.
     # rotary_rounding stays "none": the published training rounded its inverse frequencies to bfloat16 by an accident of
-    # casting, which only weights trained that way need; a pretraining from scratch may use float32 and keep phases exact.
+    # casting, which only weights trained that way need; a pretraining from scratch may keep exact phases in float32.
     model=ModelConfig(
         num_layers=24,
         hidden_size=2048,

@@ -50,9 +50,9 @@ def _mapping(tree: Any, where: str) -> dict[str, Any]:
 def _leaves(tree: dict[str, Any], source: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in tree.items():
-        inside = (
-            _mapping({} if value is None else value, f"{source}: section {key}") if key in sections() else {key: value}
-        )
+        inside: dict[str, Any] = {key: value}
+        if key in sections():
+            inside = {} if value is None else _mapping(value, f"{source}: section {key}")
         for name, leaf in inside.items():
             setting = settings().get(name)
             if setting is None:
@@ -91,11 +91,11 @@ def convert(value: Any, kind: Any) -> Any:
             return value
         raise ValueError(value)
     if isinstance(value, (list, dict)) or value is None:
-        raise TypeError(value)
+        raise TypeError
     if kind is str and not isinstance(value, str):
-        # YAML reads 1,2,3 or 12 as something else than the text that was written; str() is near enough for numbers alone.
+        # A layout of one stage, 12, is a number to YAML.
         return str(value)
-    if kind is int and isinstance(value, float) and value != int(value):
+    if kind is int and isinstance(value, float) and not value.is_integer():
         raise ValueError(value)
     # YAML 1.1 reads 1e-4 (no dot) as text; float() knows better.
     return kind(value)

@@ -1,0 +1,206 @@
+"""Rules between settings. `validate` needs the settings alone; `validate_world` also the number of processes.
+
+Each error names the settings, their values, the rule and the fix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from megatron_yuan.config.fields import as_flag, value_of, with_values
+from megatron_yuan.config.layout import chunk_sizes
+from megatron_yuan.config.schema import Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainingConfig
+from megatron_yuan.errors import ConfigError, ParallelError
+
+# What a number may be, the test, and the settings it holds for. Settings that are unset (None) are let through.
+RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    (
+        "at least 1",
+        lambda x: x >= 1,
+        """num_layers hidden_size num_attention_heads kv_channels ffn_hidden_size vocab_size
+        make_vocab_size_divisible_by max_position_embeddings num_experts moe_router_topk seq_length
+        pipeline_model_parallel_size virtual_pipeline_model_parallel_size ddp_bucket_size
+        recompute_num_layers train_iters micro_batch_size global_batch_size eval_iters exit_interval
+        log_interval lr_decay_iters lr_wsd_decay_iters save_retain""",
+    ),
+    (
+        "0 or more",
+        lambda x: x >= 0,
+        """num_workers eval_interval save_interval lr_warmup_iters eod_id ckpt_step lr min_lr weight_decay
+        clip_grad seed init_method_std""",
+    ),
+    (
+        "above 0",
+        lambda x: x > 0,
+        "norm_epsilon rotary_base rotary_ntk_factor adam_eps distributed_timeout_minutes peak_tflops",
+    ),
+    ("in [0, 1)", lambda x: 0 <= x < 1, "attention_dropout hidden_dropout adam_beta1 adam_beta2"),
+    ("in [0, 1]", lambda x: 0 <= x <= 1, "fim_rate fim_spm_rate"),
+    ("in (0, 1]", lambda x: 0 < x <= 1, "rotary_percent"),
+)
+
+
+def validate(config: Config) -> None:
+    """Check what can be checked before the number of processes is known. Raises ConfigError."""
+    _check_ranges(config)
+    _check_model(config.model)
+    _check_data(config.data, config.model)
+    _check_parallel(config.parallel, config.model)
+    _check_optimizer(config.optimizer, config.training)
+    _check_batch(config.training, replicas=1)
+    if config.checkpoint.finetune and config.checkpoint.load is None:
+        raise ConfigError("finetune takes weights from a checkpoint, but load names none; give --load DIR.")
+
+
+def validate_run(config: Config) -> None:
+    """Check what a run needs and a report on one does not: data, and a tokenizer for FIM. Raises ConfigError."""
+    data = config.data
+    if not data.data_path and not data.train_data_path:
+        raise ConfigError(
+            "data-path is empty, so there is nothing to train on;\n"
+            "give --data-path PREFIX (of PREFIX.bin and PREFIX.idx, which tools/preprocess_data.py makes)."
+        )
+    if data.fim_rate > 0 and data.tokenizer_model is None:
+        raise ConfigError(
+            f"fim-rate {data.fim_rate} rearranges text, which needs the tokenizer, but tokenizer-model is unset;\n"
+            "give --tokenizer-model FILE, or --fim-rate 0."
+        )
+
+
+def validate_world(config: Config, world_size: int) -> Config:
+    """`config` with its global batch filled in for `world_size` processes.
+
+    Raises ParallelError where stages do not divide the processes, ConfigError where the batch does not come out even.
+    """
+    parallel, training = config.parallel, config.training
+    stages, virtual = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
+    if world_size % stages:
+        raise ParallelError(
+            f"world size {world_size} is not divisible by pipeline-model-parallel-size {stages};\n"
+            f"start a multiple of {stages} processes (torchrun --nproc-per-node), or change "
+            "--pipeline-model-parallel-size."
+        )
+    replicas = world_size // stages
+    _check_batch(training, replicas)
+    global_batch = training.global_batch_size or training.micro_batch_size * replicas
+    microbatches = global_batch // (training.micro_batch_size * replicas)
+    if virtual > 1 and microbatches % stages:
+        raise ConfigError(
+            f"global-batch-size {global_batch} makes {microbatches} microbatches a replica, but the interleaved "
+            f"schedule (virtual-pipeline-model-parallel-size {virtual}) needs a multiple of the {stages} stages;\n"
+            f"give --global-batch-size {_multiple(global_batch, training.micro_batch_size * replicas * stages)}, "
+            "or --virtual-pipeline-model-parallel-size 1."
+        )
+    return with_values(config, {"global_batch_size": global_batch})
+
+
+def _check_ranges(config: Config) -> None:
+    for rule, holds, names in RANGES:
+        for name in names.split():
+            value = value_of(config, name)
+            if value is not None and not (math.isfinite(value) and holds(value)):
+                raise ConfigError(f"{name.replace('_', '-')} is {value}, but must be {rule}; change {as_flag(name)}.")
+
+
+def _check_model(model: ModelConfig) -> None:
+    if model.moe_router_topk > model.num_experts:
+        raise ConfigError(
+            f"moe-router-topk {model.moe_router_topk} is more than num-experts {model.num_experts}; "
+            "a token cannot visit more experts than there are: lower --moe-router-topk or raise --num-experts."
+        )
+    if model.hidden_size % 2:
+        raise ConfigError(
+            f"hidden-size {model.hidden_size} is odd, but the localized filter goes through half of it; "
+            "give an even --hidden-size."
+        )
+    if model.kv_channels is None and model.hidden_size % model.num_attention_heads:
+        raise ConfigError(
+            f"hidden-size {model.hidden_size} is not divisible by num-attention-heads {model.num_attention_heads}; "
+            "give the width of a head with --kv-channels, or change one of them."
+        )
+    if model.rotary_dim % 2 or model.rotary_dim == 0:
+        raise ConfigError(
+            f"rotary-percent {model.rotary_percent} of a head of {model.head_dim} rotates {model.rotary_dim} channels, "
+            "but they turn in pairs; change --rotary-percent or --kv-channels so that the number is even and not 0."
+        )
+    if model.rotary_ntk_factor != 1 and model.rotary_dim == 2:
+        raise ConfigError(
+            f"rotary-ntk-factor {model.rotary_ntk_factor} needs more than 2 rotated channels; raise --rotary-percent."
+        )
+
+
+def _check_data(data: DataConfig, model: ModelConfig) -> None:
+    if data.seq_length > model.max_position_embeddings:
+        raise ConfigError(
+            f"seq-length {data.seq_length} is more than max-position-embeddings {model.max_position_embeddings}; "
+            f"give --max-position-embeddings {data.seq_length}, or a shorter --seq-length."
+        )
+    try:
+        shares = [float(share) for share in data.split.split(",")]
+    except ValueError:
+        shares = []
+    if len(shares) != 3 or sum(shares) <= 0 or not all(math.isfinite(s) and s >= 0 for s in shares):
+        raise ConfigError(
+            f"split {data.split!r} must be three shares, of training, validation and test, none negative, not all 0; "
+            "give for example --split 969,30,1."
+        )
+    if data.data_path and data.train_data_path:
+        raise ConfigError(
+            "data-path and train-data-path are both given, and either says what to train on; "
+            "keep --data-path with --split, or --train-data-path with --valid-data-path."
+        )
+    if data.eod_id is not None and data.eod_id >= model.vocab_size:
+        raise ConfigError(f"eod-id {data.eod_id} is not below vocab-size {model.vocab_size}; change one of them.")
+
+
+def _check_parallel(parallel: ParallelConfig, model: ModelConfig) -> None:
+    stages, virtual = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
+    if virtual > 1 and stages == 1:
+        raise ConfigError(
+            f"virtual-pipeline-model-parallel-size {virtual} interleaves pipeline stages, but there is 1; "
+            "give --pipeline-model-parallel-size 2 or more, or leave it at 1."
+        )
+    chunk_sizes(model.num_layers, stages, virtual, parallel.pipeline_model_parallel_layout)
+    if parallel.recompute_num_layers is not None and parallel.recompute_granularity != "full":
+        raise ConfigError(
+            f"recompute-num-layers {parallel.recompute_num_layers} counts whole layers, but recompute-granularity is "
+            f"{parallel.recompute_granularity}; give --recompute-granularity full, or --recompute-num-layers None."
+        )
+
+
+def _check_optimizer(optimizer: OptimizerConfig, training: TrainingConfig) -> None:
+    decay_iters = optimizer.lr_decay_iters or training.train_iters
+    if optimizer.lr_warmup_iters > decay_iters:
+        raise ConfigError(
+            f"lr-warmup-iters {optimizer.lr_warmup_iters} is more than the {decay_iters} steps of the schedule "
+            "(lr-decay-iters, or train-iters where that is unset); lower --lr-warmup-iters."
+        )
+    if optimizer.lr_decay_style != "constant" and optimizer.min_lr > optimizer.lr:
+        raise ConfigError(
+            f"min-lr {optimizer.min_lr} is above lr {optimizer.lr}, so the rate would rise; change one of them."
+        )
+    tail = optimizer.lr_wsd_decay_iters
+    if optimizer.lr_decay_style == "WSD" and tail is not None and tail > decay_iters - optimizer.lr_warmup_iters:
+        raise ConfigError(
+            f"lr-wsd-decay-iters {tail} does not fit between the warmup ({optimizer.lr_warmup_iters} steps) and the "
+            f"end of the schedule ({decay_iters}); lower --lr-wsd-decay-iters."
+        )
+
+
+def _check_batch(training: TrainingConfig, replicas: int) -> None:
+    global_batch, micro_batch = training.global_batch_size, training.micro_batch_size
+    if global_batch is None or global_batch % (micro_batch * replicas) == 0:
+        return
+    of = f"micro-batch-size {micro_batch}"
+    if replicas > 1:
+        of += f" x {replicas} replicas = {micro_batch * replicas}"
+    raise ConfigError(
+        f"global-batch-size {global_batch} is not divisible by {of};\n"
+        f"give --global-batch-size {_multiple(global_batch, micro_batch * replicas)}, or another --micro-batch-size."
+    )
+
+
+def _multiple(number: int, unit: int) -> int:
+    """The multiple of `unit` next to `number`, at least one `unit`."""
+    return max(1, round(number / unit)) * unit

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from megatron_yuan.config.fields import with_values
+from megatron_yuan.config.schema import Config
+from megatron_yuan.config.validate import RANGES, validate, validate_run, validate_world
+from megatron_yuan.errors import ConfigError, ParallelError
+
+
+def config(**values: Any) -> Config:
+    return with_values(Config(), values)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"moe_router_topk": 33}, "moe-router-topk 33 is more than num-experts 32"),
+        ({"hidden_size": 2049}, "hidden-size 2049 is odd"),
+        ({"hidden_size": 2050, "kv_channels": None}, "not divisible by num-attention-heads 16"),
+        ({"rotary_percent": 0.001}, "rotates 0 channels"),
+        ({"kv_channels": 6, "rotary_percent": 0.5}, "rotates 3 channels"),
+        ({"pipeline_model_parallel_size": 5}, "--pipeline-model-parallel-layout"),
+        ({"pipeline_model_parallel_size": 2, "pipeline_model_parallel_layout": "12,13"}, "adds up to 25"),
+        ({"virtual_pipeline_model_parallel_size": 2}, "pipeline stages, but there is 1"),
+        ({"recompute_num_layers": 1}, "--recompute-granularity full"),
+        ({"split": "a,b"}, "must be three shares"),
+        ({"split": "0,0,0"}, "must be three shares"),
+        ({"split": "1,nan,0"}, "must be three shares"),
+        ({"seq_length": 8192}, "--max-position-embeddings 8192"),
+        ({"eod_id": 134_960}, "not below vocab-size"),
+        ({"data_path": ("a",), "train_data_path": ("b",)}, "both given"),
+        ({"lr_warmup_iters": 101}, "lr-warmup-iters 101 is more than the 100 steps"),
+        ({"min_lr": 1.0}, "min-lr 1.0 is above lr"),
+        ({"lr_decay_style": "WSD", "lr_warmup_iters": 50, "lr_wsd_decay_iters": 60}, "does not fit"),
+        ({"global_batch_size": 6, "micro_batch_size": 4}, "--global-batch-size 8"),
+        ({"finetune": True}, "--load DIR"),
+    ],
+)
+def test_a_combination_that_cannot_work_is_refused_with_the_fix(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        validate(config(**values))
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize("name", [name for _, _, names in RANGES for name in names.split()])
+def test_a_number_out_of_its_range_is_refused_by_name(name: str) -> None:
+    for value in (-1, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=name.replace("_", "-")):
+            validate(config(**{name: value}))
+
+
+def test_world_size_must_be_a_multiple_of_the_stages() -> None:
+    with pytest.raises(ParallelError, match="world size 3 is not divisible by pipeline-model-parallel-size 2"):
+        validate_world(config(pipeline_model_parallel_size=2), 3)
+
+
+def test_an_unset_global_batch_is_one_microbatch_a_replica() -> None:
+    resolved = validate_world(config(pipeline_model_parallel_size=2, micro_batch_size=3), 8)
+    assert resolved.training.global_batch_size == 12
+
+
+def test_global_batch_must_come_out_even_over_replicas() -> None:
+    with pytest.raises(
+        ConfigError, match=r"not divisible by micro-batch-size 2 x 3 replicas = 6;\ngive --global-batch-size 6"
+    ):
+        validate_world(config(micro_batch_size=2, global_batch_size=8), 3)
+
+
+def test_the_interleaved_schedule_needs_a_multiple_of_the_stages_in_microbatches() -> None:
+    interleaved = config(
+        pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2, global_batch_size=3, micro_batch_size=1
+    )
+    with pytest.raises(ConfigError, match="3 microbatches a replica"):
+        validate_world(interleaved, 2)
+    assert validate_world(with_values(interleaved, {"global_batch_size": 4}), 2).training.global_batch_size == 4
+
+
+def test_a_run_needs_data_and_fim_a_tokenizer() -> None:
+    with pytest.raises(ConfigError, match="data-path is empty"):
+        validate_run(config())
+    with pytest.raises(ConfigError, match="tokenizer-model is unset"):
+        validate_run(config(data_path=("a",), fim_rate=0.5))
+    validate_run(config(data_path=("a",)))
