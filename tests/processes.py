@@ -1,4 +1,4 @@
-"""Real processes for distributed tests: gloo on this machine, a free port, every process ended by the test that started it."""
+"""Real processes for distributed tests: gloo on this machine, a free port, each ended by the test that started it."""
 
 from __future__ import annotations
 

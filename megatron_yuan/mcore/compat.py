@@ -12,7 +12,8 @@ from contextlib import contextmanager
 def quiet_imports() -> Iterator[None]:
     """Hide megatron-core's import-time remarks on packages this project never needs (Transformer Engine, apex).
 
-    Upstream: module level of core/optimizer, core/distributed/fsdp and others in 0.16. Nothing else is hidden: errors raise.
+    Upstream: module level of core/optimizer, core/distributed/fsdp and others in 0.16. Nothing else is hidden:
+    errors raise.
     """
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

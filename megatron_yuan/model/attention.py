@@ -115,7 +115,7 @@ class LocalizedFilteringAttention(nn.Module):
 
 
 def attend_to_past(q_BNSD: Tensor, k_BNPD: Tensor, v_BNPD: Tensor, past: int, first_B: Tensor | None) -> Tensor:
-    """Causal attention of S new tokens over P = past + S positions; row b sees none before `first_B[b]` (left padding)."""
+    """Causal attention of S new tokens over P = past + S positions; row b sees none before `first_B[b]` (padding)."""
     S, P = q_BNSD.shape[2], k_BNPD.shape[2]
     if first_B is None and (past == 0 or S == 1):
         return F.scaled_dot_product_attention(q_BNSD, k_BNPD, v_BNPD, is_causal=S > 1)

@@ -5,6 +5,7 @@ Shapes: B batch, S sequence, R rotated width.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,5 +70,5 @@ def document_spans(starts_BS: Tensor) -> list[tuple[int, int, int]]:
     spans = []
     for row, starts in enumerate(starts_BS.cpu()):
         bounds = [0, *(i for i in starts.nonzero().flatten().tolist() if i), starts.shape[0]]
-        spans += [(row, start, end) for start, end in zip(bounds, bounds[1:], strict=False)]
+        spans += [(row, start, end) for start, end in itertools.pairwise(bounds)]
     return spans

@@ -1,7 +1,8 @@
 """Initial weights as published: each drawn from its own global name, so one seed gives one model at any layout.
 
-N(0, std) for matrices, N(0, std / sqrt(2 L)) for the two projections back into the residual stream, torch's default for the
-filter's convolutions (uniform within 1 / sqrt(fan-in)), ones for norms (facts: published arguments.py and Conv2d's default).
+N(0, std) for matrices, N(0, std / sqrt(2 L)) for the two projections back into the residual stream, torch's default
+for the filter's convolutions (uniform within 1 / sqrt(fan-in)), ones for norms (facts: published arguments.py and
+Conv2d's default).
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
-"""Localized filtering: what makes Yuan's attention look at its neighbours before it looks far (Yuan 2.0 paper, section 3.1).
+"""Localized filtering: what makes Yuan's attention look at its neighbours before it looks far (Yuan 2.0 paper,
+section 3.1).
 
 Shapes: B batch, S sequence, H hidden, C = H/2.
 
-- Two causal convolutions of width 2 over the full width, H -> C -> H, with biases and no activation, then a residual and RMSNorm.
-- A width-2 convolution is two matrices, one a tap: y[t] = W[0] u[t-1] + W[1] u[t] + b. Both taps are one product of u with the
-  stacked matrix; the earlier tap's half is then shifted by one token. So training, prefill, chunked prefill and one-token
-  decoding are the same few lines: what is shifted in at the left is zero at a start, or the state of the last token.
+- Two causal convolutions of width 2 over the full width, H -> C -> H, with biases and no activation, then a residual
+  and RMSNorm.
+- A width-2 convolution is two matrices, one a tap: y[t] = W[0] u[t-1] + W[1] u[t] + b. Both taps are one product of
+  u with the stacked matrix; the earlier tap's half is then shifted by one token. So training, prefill, chunked
+  prefill and one-token decoding are the same few lines: what is shifted in at the left is zero at a start, or the
+  state of the last token.
 - The padding between the convolutions is a true zero, not the first one's bias.
 """
 
@@ -38,8 +41,8 @@ class CausalConv2Tap(nn.Module):
     def forward(self, u: Tensor, state: Tensor | None, starts: Tensor | None) -> tuple[Tensor, Tensor]:
         """Filter `u` [B, S, in] -> [B, S, out], and the state [B, out] after the last token.
 
-        `state` is what the token before `u` left behind (None: nothing, the sequence starts here); `starts` [B, S] is true
-        at the first token of each document, which then sees nothing before it.
+        `state` is what the token before `u` left behind (None: nothing, the sequence starts here); `starts` [B, S]
+        is true at the first token of each document, which then sees nothing before it.
         """
         previous, current = F.linear(u, self.weight.flatten(0, 1)).chunk(2, dim=-1)
         first = torch.zeros_like(previous[:, :1]) if state is None else state.unsqueeze(1)

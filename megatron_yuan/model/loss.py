@@ -2,9 +2,9 @@
 
 Shapes: T tokens, H hidden, V padded vocabulary, C tokens of a chunk.
 
-Chunk by chunk: logits = h W^T, loss = logsumexp(logits) - logits[label] in float32, and, when a gradient will be wanted, at once
-dlogits = (softmax - onehot) * mask, dh = dlogits W, dW += dlogits^T h. Backward then only scales. This costs the same three
-matrix products as keeping the logits, for memory of C x V instead of T x V.
+Chunk by chunk: logits = h W^T, loss = logsumexp(logits) - logits[label] in float32, and, when a gradient will be
+wanted, at once dlogits = (softmax - onehot) * mask, dh = dlogits W, dW += dlogits^T h. Backward then only scales.
+This costs the same three matrix products as keeping the logits, for memory of C x V instead of T x V.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def cross_entropy_sum(hidden_TH: Tensor, weight_VH: Tensor, labels_T: Tensor, ma
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_TH: Tensor, weight_VH: Tensor, labels_T: Tensor, mask_T: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx, hidden_TH: Tensor, weight_VH: Tensor, labels_T: Tensor, mask_T: Tensor) -> Tensor:
         wants_grad = any(ctx.needs_input_grad[:2])
         chunk = max(1, CHUNK_ELEMENTS // weight_VH.shape[0])
         total = torch.zeros((), dtype=torch.float32, device=hidden_TH.device)
@@ -47,7 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
             grad_hidden * grad_total.to(grad_hidden.dtype),

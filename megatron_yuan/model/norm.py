@@ -1,4 +1,4 @@
-"""Root-mean-square norm: y = x / sqrt(mean(x^2) + eps) * weight, the statistics in float32 (facts: Yuan 2.0 paper, section 3)."""
+"""Root-mean-square norm: y = x / sqrt(mean(x^2) + eps) * weight, the statistics in float32."""
 
 from __future__ import annotations
 

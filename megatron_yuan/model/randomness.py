@@ -1,7 +1,7 @@
 """Random draws that depend on what is drawn for, never on where: keyed by seed, step, sample, layer and site.
 
-So the same run draws the same numbers at any layout of processes, with any number of microbatches, under recompute and after
-a resume, and no generator state needs saving.
+So the same run draws the same numbers at any layout of processes, with any number of microbatches, under recompute
+and after a resume, and no generator state needs saving.
 """
 
 from __future__ import annotations

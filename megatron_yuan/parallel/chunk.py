@@ -1,6 +1,7 @@
 """A run of layers as megatron-core's schedules want to see it, and how it is wrapped for data parallelism.
 
-Knows no Yuan: a chunk wraps any module that takes the previous stage's hidden states, or the microbatch on the first stage.
+Knows no Yuan: a chunk wraps any module that takes the previous stage's hidden states, or the microbatch on the first
+stage.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class PipelineChunk(MegatronModule):
         self.part = part
         self.received: Tensor | None = None
         self.vp_stage = chunk if config.virtual_pipeline_model_parallel_size else None
-        # megatron asks for these by name: the schedules for the type, finalize_model_grads for the rest, so as to sum the
-        # gradients of the two copies of a tied weight.
+        # megatron asks for these by name: the schedules for the type, finalize_model_grads for the rest, so as to
+        # sum the gradients of the two copies of a tied weight.
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process = self.post_process = True
         self.share_embeddings_and_output_weights = tied_weight is not None
@@ -55,8 +56,8 @@ class PipelineChunk(MegatronModule):
 def schedule_config(config: Config, topology: Topology) -> TransformerConfig:
     """megatron's view of the run: the only place that names its fields.
 
-    The model itself is plain torch, so of this only what schedules, p2p and DDP read matters: the width and the dtype of what
-    travels between stages, how it travels, and that gradients are sums over tokens.
+    The model itself is plain torch, so of this only what schedules, p2p and DDP read matters: the width and the
+    dtype of what travels between stages, how it travels, and that gradients are sums over tokens.
     """
     model, on_gpu = config.model, topology.device.type == "cuda"
     interleaved = topology.vp_size > 1

@@ -1,4 +1,4 @@
-"""megatron-core's pipeline schedules behind one call: no pipelining, 1F1B, or interleaved 1F1B, as the topology says."""
+"""megatron-core's pipeline schedules behind one call: plain, 1F1B or interleaved 1F1B, as the topology says."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def run_microbatches(
 ) -> list[Any]:
     """Send `num_microbatches` through the pipeline, and back unless `forward_only`; afterwards gradients are final.
 
-    Every chunk reads the same `microbatches`. What travels between stages is [*microbatch_shape, hidden]. Returns the reports of
-    the last stage, one a microbatch; an empty list elsewhere.
+    Every chunk reads the same `microbatches`. What travels between stages is [*microbatch_shape, hidden]. Returns
+    the reports of the last stage, one a microbatch; an empty list elsewhere.
     """
     iterators = list(itertools.tee(microbatches, len(chunks)))
     first, second = microbatch_shape

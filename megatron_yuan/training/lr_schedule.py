@@ -10,8 +10,8 @@ from megatron_yuan.config.schema import OptimizerConfig
 def learning_rate(step: int, config: OptimizerConfig, train_iters: int) -> float:
     """Learning rate of optimizer step `step` (the first is 1).
 
-    Linear from 0 over the warmup; then, towards min_lr at `lr_decay_iters` (unset: `train_iters`) and constant after it:
-    cosine: min + (max - min) (1 + cos(pi t)) / 2, t the share of the decay done; constant: max;
+    Linear from 0 over the warmup; then, towards min_lr at `lr_decay_iters` (unset: `train_iters`) and constant after
+    it: cosine: min + (max - min) (1 + cos(pi t)) / 2, t the share of the decay done; constant: max;
     WSD: max, until the last `lr_wsd_decay_iters` (unset: a tenth) fall linearly.
     """
     if step <= config.lr_warmup_iters:

@@ -1,7 +1,7 @@
 """AdamW over fp32 master weights, one code path for CPU and GPU; nothing is sharded.
 
-- With bf16 weights each parameter has a float32 master; gradients are float32 sums (megatron's `main_grad`). With float32
-  weights the masters are the parameters themselves.
+- With bf16 weights each parameter has a float32 master; gradients are float32 sums (megatron's `main_grad`). With
+  float32 weights the masters are the parameters themselves.
 - The global norm counts every weight of the model once: the last stage's copy of a tied embedding is left out.
 - Clipping rides inside the fused step as its gradient scale, so it costs no pass over memory.
 """
@@ -31,13 +31,12 @@ class MixedPrecisionAdamW:
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.inner = _adam([group for group in groups if group["params"]], config)
 
-    def step(self, lr: float, topology: Topology) -> float:
-        """Clip, step at rate `lr`, refresh the weights; returns the global gradient norm before clipping."""
-        norm = self.gradient_norm(topology)
+    def step(self, lr: float, gradient_norm: float) -> None:
+        """Clip by the global norm, step at rate `lr`, and refresh the weights."""
         for name, parameter in self.parameters.items():
             self.masters[name].grad = _gradient(parameter)
         clip = self.config.clip_grad
-        scale = max(1.0, norm / clip) if clip > 0 else 1.0
+        scale = max(1.0, gradient_norm / clip) if clip > 0 else 1.0
         _divide_gradients(self.inner, scale)
         for group in self.inner.param_groups:
             group["lr"] = lr
@@ -47,7 +46,6 @@ class MixedPrecisionAdamW:
                 None  # a float32 master is the weight itself: backward would add into the sum that this aliases
             )
         self.refresh_weights()
-        return norm
 
     @torch.no_grad()
     def gradient_norm(self, topology: Topology) -> float:

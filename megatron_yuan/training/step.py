@@ -43,7 +43,8 @@ def run_batch(
 ) -> Sums:
     """Forward, and backward where `step` says that this trains; then the sums.
 
-    `step` keys every random draw together with the seed and the sample; None: nothing is random and no gradient is made.
+    `step` keys every random draw together with the seed and the sample; None: nothing is random and no gradient is
+    made.
     """
     load_LE = torch.zeros(
         config.model.num_layers, config.model.num_experts, dtype=torch.float64, device=topology.device

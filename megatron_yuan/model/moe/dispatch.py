@@ -56,21 +56,21 @@ def _gather_and_sum(y_RH: Tensor, dispatch: Dispatch) -> Tensor:
 
 class _Permute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_TH: Tensor, dispatch: Dispatch) -> Tensor:  # type: ignore[override]
+    def forward(ctx, x_TH: Tensor, dispatch: Dispatch) -> Tensor:
         ctx.dispatch = dispatch
         return _gather(x_TH, dispatch)
 
     @staticmethod
-    def backward(ctx, grad_RH: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx, grad_RH: Tensor) -> tuple[Tensor, None]:
         return _gather_and_sum(grad_RH, ctx.dispatch), None
 
 
 class _Unpermute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, y_RH: Tensor, dispatch: Dispatch) -> Tensor:  # type: ignore[override]
+    def forward(ctx, y_RH: Tensor, dispatch: Dispatch) -> Tensor:
         ctx.dispatch = dispatch
         return _gather_and_sum(y_RH, dispatch)
 
     @staticmethod
-    def backward(ctx, grad_TH: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx, grad_TH: Tensor) -> tuple[Tensor, None]:
         return _gather(grad_TH, ctx.dispatch), None

@@ -2,8 +2,8 @@
 
 Shapes: R rows, H hidden, F ffn, E experts.
 
-- y = W_down (silu(W_gate x) * W_up x * p): the routing weight p is folded in before the down projection, which is exact because
-  experts have no biases, and spares keeping the unweighted output for backward.
+- y = W_down (silu(W_gate x) * W_up x * p): the routing weight p is folded in before the down projection, which is
+  exact because experts have no biases, and spares keeping the unweighted output for backward.
 - gate_up [E, 2F, H]: the gate's F rows first, then up's; down [E, H, F]. No biases.
 - "grouped" is one grouped_mm a projection, on CPU and GPU alike; "looped" is the oracle, expert by expert.
 """

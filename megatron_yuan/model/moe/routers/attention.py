@@ -2,11 +2,11 @@
 
 Shapes: T tokens, H hidden, E experts.
 
-For each token alone: q, k, v in R^E are three projections of its state, A = softmax over j of q_i k_j (no scaling), and the
-score of expert i is P_i = sum_j A_ij v_j. Nothing of it mixes tokens, by construction.
+For each token alone: q, k, v in R^E are three projections of its state, A = softmax over j of q_i k_j (no scaling),
+and the score of expert i is P_i = sum_j A_ij v_j. Nothing of it mixes tokens, by construction.
 
-The E x E matrix of a token is never kept: forward and backward go through the tokens in chunks that fit a cache, and backward
-makes it again from q, k, v. With g = dL/dP:
+The E x E matrix of a token is never kept: forward and backward go through the tokens in chunks that fit a cache, and
+backward makes it again from q, k, v. With g = dL/dP:
     dv_j = sum_i A_ij g_i,   dS_ij = A_ij g_i (v_j - P_i),   dq_i = sum_j dS_ij k_j,   dk_j = sum_i dS_ij q_i.
 """
 
@@ -43,7 +43,7 @@ def _attention_matrix(q_TE: Tensor, k_TE: Tensor) -> Tensor:
 
 class _ExpertAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q_TE: Tensor, k_TE: Tensor, v_TE: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx, q_TE: Tensor, k_TE: Tensor, v_TE: Tensor) -> Tensor:
         ctx.chunk = max(1, CHUNK_ELEMENTS // q_TE.shape[1] ** 2)
         chunks = zip(*(x.split(ctx.chunk) for x in (q_TE, k_TE, v_TE)), strict=True)
         p_TE = torch.cat([torch.bmm(_attention_matrix(q, k), v.unsqueeze(2)).squeeze(2) for q, k, v in chunks])
@@ -51,7 +51,7 @@ class _ExpertAttention(torch.autograd.Function):
         return p_TE
 
     @staticmethod
-    def backward(ctx, g_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx, g_TE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q_TE, k_TE, v_TE, p_TE = ctx.saved_tensors
         grads: list[list[Tensor]] = [[], [], []]
         for q, k, v, p, g in zip(*(x.split(ctx.chunk) for x in (q_TE, k_TE, v_TE, p_TE, g_TE)), strict=True):

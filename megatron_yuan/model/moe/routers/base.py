@@ -1,6 +1,7 @@
 """The template of every router: hidden states -> expert scores -> the chosen experts and their weights.
 
-Shapes: T tokens, H hidden, E experts, K chosen. A new router overrides `logits`; one whose choice differs, `choose` too.
+Shapes: T tokens, H hidden, E experts, K chosen. A new router overrides `logits`; one whose choice differs, `choose`
+too.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Router(nn.Module):
     def choose(self, logits_TE: Tensor) -> Routing:
         """Top k of the softmax over all experts, renormalised: the published choice.
 
-        In exact arithmetic this is softmax over the top-k logits; the order matters where a saturated softmax makes ties.
+        In exact arithmetic this is softmax over the top-k logits; the order matters where a saturated softmax makes
+        ties.
         """
         probabilities_TE = logits_TE.softmax(dim=-1)
         weights_TK, experts_TK = probabilities_TE.topk(self.topk, dim=-1)

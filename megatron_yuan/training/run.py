@@ -1,0 +1,125 @@
+"""A run: the model in training, its data and its place in time, with what the loop does to it, one method each."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megatron_yuan.checkpoint import RunState, save_checkpoint
+from megatron_yuan.config.schema import Config
+from megatron_yuan.config.yaml_file import to_yaml
+from megatron_yuan.data.sampler import Microbatches
+from megatron_yuan.errors import YuanError
+from megatron_yuan.parallel.topology import Topology
+from megatron_yuan.report.result import EvalResult, StepResult
+from megatron_yuan.report.telemetry import Telemetry
+from megatron_yuan.training.lr_schedule import learning_rate
+from megatron_yuan.training.setup import TrainingModel
+from megatron_yuan.training.step import run_batch
+
+
+@dataclass
+class Run:
+    """Everything that changes while training, and what it changes by."""
+
+    config: Config
+    topology: Topology
+    model: TrainingModel
+    microbatches: Microbatches
+    validation: Mapping[str, Microbatches]
+    telemetry: Telemetry
+    step: int = 0
+    """Optimizer steps done."""
+    consumed_samples: int = 0
+    """Training samples seen: the whole position in the data."""
+    tokens: int = 0
+    """Training tokens that had a loss."""
+
+    @property
+    def samples_per_step(self) -> int:
+        """The global batch."""
+        size = self.config.training.global_batch_size
+        assert size is not None, "resolved by validate_world"
+        return size
+
+    @property
+    def last_step(self) -> int:
+        """Where this process stops: the end of the run, or an earlier exit that was asked for."""
+        training = self.config.training
+        return min(training.train_iters, training.exit_interval or training.train_iters)
+
+    def train_step(self, step: int) -> StepResult:
+        """Forward and backward over one global batch, then the optimizer."""
+        started = time.perf_counter()
+        for chunk in self.model.chunks:
+            chunk.zero_grad_buffer()
+        batches = self.microbatches.step(self.consumed_samples)
+        sums = run_batch(self.model.chunks, batches, len(self.microbatches), self.config, self.topology, step)
+        lr = learning_rate(step, self.config.optimizer, self.config.training.train_iters)
+        loss = sums.loss_sum / max(1, sums.tokens)
+        grad_norm = self.model.optimizer.gradient_norm(self.topology)
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise YuanError(
+                f"step {step}: loss {loss}, gradient norm {grad_norm}; both must be finite. The weights are as "
+                "before the step and were not saved. Fix: resume with a lower --lr, or look at the samples of this step."
+            )
+        self.model.optimizer.step(lr, grad_norm)
+        self.step, self.tokens = step, self.tokens + sums.tokens
+        self.consumed_samples += self.samples_per_step
+        return StepResult(
+            step=step,
+            loss=loss,
+            grad_norm=grad_norm,
+            lr=lr,
+            tokens=sums.tokens,
+            positions=self.samples_per_step * self.config.data.seq_length,
+            seconds=time.perf_counter() - started,
+            samples=self.consumed_samples,
+            expert_load=sums.expert_load_LE.tolist(),
+            memory_bytes=peak_memory(self.topology.device),
+        )
+
+    def validate(self, step: int) -> None:
+        """Loss of each validation set, over the same samples every time."""
+        losses, tokens = {}, 0
+        for name, microbatches in self.validation.items():
+            loss_sum = counted = 0
+            for i in range(self.config.training.eval_iters):
+                batches = microbatches.step(i * self.samples_per_step)
+                sums = run_batch(self.model.chunks, batches, len(microbatches), self.config, self.topology, None)
+                loss_sum, counted = loss_sum + sums.loss_sum, counted + sums.tokens
+            losses[name], tokens = loss_sum / max(1, counted), tokens + counted
+        if losses:
+            self.telemetry.evaluation(EvalResult(step=step, losses=losses, tokens=tokens))
+
+    def save(self) -> None:
+        """Write a checkpoint into the run folder, if there is one."""
+        checkpoint = self.config.checkpoint
+        if checkpoint.save is None:
+            return
+        tokenizer = self.config.data.tokenizer_model
+        path = save_checkpoint(
+            Path(checkpoint.save),
+            self.topology,
+            RunState(self.step, self.consumed_samples, self.model.optimizer.steps, self.tokens),
+            {name: p.detach() for name, p in self.model.parameters.items()},
+            self.model.optimizer.state(),
+            to_yaml(self.config),
+            Path(tokenizer) if tokenizer else None,
+            checkpoint.save_retain,
+        )
+        self.telemetry.message(f"saved {path}")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most memory so far, bytes: of the allocator on a GPU, of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

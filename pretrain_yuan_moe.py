@@ -1,0 +1,44 @@
+"""Pretrain a Yuan mixture-of-experts language model.
+
+    python pretrain_yuan_moe.py --preset tiny --data-path data/zh_text_document --tokenizer-model tokenizer.model
+    --save runs/first torchrun --nproc-per-node 8 pretrain_yuan_moe.py --preset yuan2-m32 --data-path ... --save ...
+
+The story: config -> topology -> data -> model -> fit. `--help` lists every setting; `--dry-run` only counts.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from megatron_yuan.config.load import parse
+from megatron_yuan.config.validate import validate_run, validate_world
+from megatron_yuan.errors import run_command_line
+
+
+def main() -> None:
+    """Read the command line, then plan or train."""
+    invocation = parse(sys.argv[1:])
+    if invocation.dry_run:
+        from megatron_yuan.planning.dry_run import dry_run_report
+
+        print(dry_run_report(invocation.config, invocation.preset))
+        return
+
+    # Settings are checked before torch and megatron are loaded, so that a mistake costs no waiting.
+    validate_run(invocation.config)
+    from megatron_yuan.parallel import topology as processes
+
+    config = validate_world(invocation.config, processes.world_size())
+    topology = processes.start(config)
+    try:
+        from megatron_yuan.training.start import start_run
+
+        from megatron_yuan.training.loop import fit
+
+        fit(start_run(config, topology, invocation))
+    finally:
+        processes.stop()
+
+
+if __name__ == "__main__":
+    run_command_line(main)
