@@ -1,0 +1,64 @@
+"""What a run says in words: one logger, heard from rank 0 alone, in full view of the progress bar and of log.txt.
+
+`logger.info` speaks for the run and is silent on other ranks; `logger.warning` is heard from every rank, by name.
+Knows neither torch nor megatron.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+logger = logging.getLogger("megatron_yuan")
+
+
+@cache
+def console() -> Console:
+    """The terminal (or pipe) of this process; lines printed through it do not tear a progress bar on it."""
+    return Console(soft_wrap=True, highlight=False, markup=False)
+
+
+def configure(rank: int = 0, world_size: int = 1) -> None:
+    """Let this process speak as `rank` of `world_size`. Calling again replaces the former setting."""
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    if rank == 0:
+        handler: logging.Handler = _ConsoleHandler()
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter(f"[rank {rank} of {world_size}] %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    logger.propagate = False
+
+
+@contextmanager
+def mirrored_to(path: Path) -> Iterator[None]:
+    """Append everything said meanwhile to the file `path` too, each line with its time."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints through the shared console, warnings marked and in colour where there is colour."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            warning = record.levelno >= logging.WARNING
+            text = f"{record.levelname.lower()}: " if warning else ""
+            console().print(Text(text + self.format(record), style="yellow" if warning else ""))
+        except Exception:
+            self.handleError(record)

@@ -1,0 +1,110 @@
+"""What a run looks like while it goes on: one aligned line a step, and a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from megatron_yuan.log import console, logger
+from megatron_yuan.report.result import EvalResult, StepResult
+from megatron_yuan.report.throughput import Arithmetic
+
+LEGEND = "load: busiest expert over the mean expert, in the worst layer (1.00 is balanced); mem: peak"
+
+
+class ConsoleReport:
+    """A line each `interval` steps: loss, gradient norm and load are that step's, speed is the mean since the last."""
+
+    def __init__(self, arithmetic: Arithmetic, total_steps: int, start_step: int = 0, interval: int = 1) -> None:
+        self._arithmetic = arithmetic
+        self._total = total_steps
+        self._interval = max(1, interval)
+        self._since_line = [0, 0.0]  # tokens, seconds
+        self._recent: deque[float] = deque(maxlen=50)
+        self._bar: Progress | None = None
+        logger.info("%s", arithmetic.convention)
+        logger.info("%s", LEGEND)
+        if console().is_terminal:
+            self._bar = _progress_bar()
+            self._task = self._bar.add_task("", total=total_steps, completed=start_step, eta="")
+            self._bar.start()
+
+    def step(self, result: StepResult) -> None:
+        """Move the bar, and write a line where it is time for one."""
+        self._since_line[0] += result.computed_tokens
+        self._since_line[1] += result.seconds
+        self._recent.append(result.seconds)
+        # The median forgets a slow first step and a pause for a checkpoint.
+        eta = duration(statistics.median(self._recent) * max(0, self._total - result.step))
+        if result.step % self._interval == 0 or result.step == self._total:
+            tokens, seconds = self._since_line
+            rate = tokens / seconds if seconds > 0 else float("nan")
+            logger.info("%s", step_line(result, self._total, self._arithmetic, rate, eta))
+            self._since_line = [0, 0.0]
+        if self._bar is not None:
+            self._bar.update(self._task, completed=result.step, eta=eta)
+
+    def evaluation(self, result: EvalResult) -> None:
+        """One line for all validation sets."""
+        losses = " | ".join(f"{name} {number(loss)}" for name, loss in result.losses.items())
+        logger.info(
+            "%s | validation loss | %s | %s tokens", counted(result.step, self._total), losses, f"{result.tokens:,}"
+        )
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def step_line(result: StepResult, total: int, arithmetic: Arithmetic, tokens_per_second: float, eta: str) -> str:
+    """The line of one step, at most 160 characters; columns of successive lines stand under each other."""
+    cells = [
+        counted(result.step, total),
+        f"loss {number(result.loss)}",
+        f"grad {number(result.grad_norm)}",
+        f"lr {result.lr:.2e}",
+        f"{number(tokens_per_second, 9, 0)} tok/s",
+        f"{number(arithmetic.tflops(tokens_per_second), 7, 3)} TFLOP/s",
+        f"{arithmetic.mfu_label} {100 * arithmetic.mfu(tokens_per_second):5.1f}%",
+    ]
+    worst = result.worst_imbalance
+    if worst is not None:
+        digits = len(str(len(result.expert_load or ()) - 1))
+        cells.append(f"load {worst[0]:5.2f} L{worst[1]:0{digits}d}")
+    cells += [f"mem {result.memory_bytes / 2**30:5.1f} GiB", f"ETA {eta}"]
+    return " | ".join(cells)
+
+
+def counted(step: int, total: int) -> str:
+    """`step` of `total`, as wide for every step."""
+    return f"step {step:>{len(str(total))}}/{total}"
+
+
+def number(value: float, width: int = 8, decimals: int = 4) -> str:
+    """`value` with `decimals` places in `width` characters, with fewer digits where it is too large for them."""
+    for text in (f"{value:{width},.{decimals}f}", f"{value:{width}.1f}", f"{value:{width}.2e}"):
+        if len(text) <= width:
+            return text
+    return text
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, with days where there are any."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return (f"{days}d " if days else "") + f"{hour:02d}:{minute:02d}:{second:02d}"
+
+
+def _progress_bar() -> Progress:
+    columns = (
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left {task.fields[eta]}"),
+    )
+    return Progress(*columns, console=console(), transient=True, refresh_per_second=2, expand=True)

@@ -1,0 +1,72 @@
+"""What one training step and one validation have to say. L layers, E experts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step, over all microbatches and replicas."""
+
+    step: int
+    """Number of the step just done, from 1."""
+    loss: float
+    """Mean loss of a token, in nats."""
+    grad_norm: float
+    """Norm of the whole gradient before clipping."""
+    lr: float
+    """Learning rate that the step used."""
+    tokens: int
+    """Tokens with loss in the global batch."""
+    seconds: float
+    """Wall time of the step."""
+    samples: int
+    """Samples consumed since the run began."""
+    expert_load: Sequence[Sequence[int]] | None
+    """[L][E] tokens routed to each expert in this step; None where nobody counted."""
+    memory_bytes: int
+    """Peak memory: of the GPU on a GPU, of the process on a CPU."""
+    positions: int | None = None
+    """Tokens that went through the network, with loss or without: what throughput counts. Unset: `tokens`."""
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that the step's time was spent on."""
+        return self.tokens if self.positions is None else self.positions
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Throughput of all devices together."""
+        return self.computed_tokens / self.seconds if self.seconds > 0 else math.nan
+
+    @property
+    def load_imbalance(self) -> list[float] | None:
+        """Of each layer, the busiest expert's load over the mean load: 1.0 is balanced, E is collapsed."""
+        return None if self.expert_load is None else [max_over_mean(load) for load in self.expert_load]
+
+    @property
+    def worst_imbalance(self) -> tuple[float, int] | None:
+        """The largest `load_imbalance` and its layer (from 0); None where nobody counted."""
+        counted = [(ratio, i) for i, ratio in enumerate(self.load_imbalance or ()) if not math.isnan(ratio)]
+        return max(counted, key=lambda pair: pair[0]) if counted else None
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """One validation."""
+
+    step: int
+    """Steps done when it was made."""
+    losses: Mapping[str, float]
+    """Mean loss of a token, in nats, of each validation set."""
+    tokens: int
+    """Tokens with loss, over all sets."""
+
+
+def max_over_mean(load: Sequence[float]) -> float:
+    """The largest of `load` over its mean: 1.0 is balanced; nan where nothing was routed."""
+    total = sum(load)
+    return max(load) * len(load) / total if total else math.nan
