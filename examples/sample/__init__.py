@@ -1,0 +1,1 @@
+"""The parts of the bilingual sample corpus that examples/sample_corpus.py writes."""
