@@ -3,7 +3,7 @@
 Letters: L layers, H hidden, A = heads x head width, F ffn, E experts, K chosen, V padded vocabulary, S sequence.
 
 - A multiply and an add are two FLOPs. Only matrix products count; norms, softmaxes and activations are left out.
-- Parameters of the matrices a token meets, times two, are the FLOPs of a forward pass but for the attention scores, that
+- Parameters of the matrices a token meets, times two, are the FLOPs of a forward pass but for attention scores, which
   have no parameters: those are given apart, dense (S x S, what kernels without a mask would do and profilers count) and
   causal (the half that is needed).
 - Training is three forward passes: backward is twice the forward. Recomputation is not counted: it is no useful work.

@@ -1,0 +1,176 @@
+"""Memory of each pipeline stage in training, from the configuration alone.
+
+Letters: T tokens of a microbatch, H hidden, A = heads x head width, F ffn, E experts, K chosen, V padded vocabulary.
+
+Weights, gradients and optimizer state are exact. Activations are what the layers keep for backward with fused GPU
+kernels, counted tensor by tensor (on a CPU each RMSNorm keeps another H in float32, and attention dropout makes torch
+keep S x S scores). Not counted: the device's context, communication buffers, fragmentation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from megatron_yuan.config.schema import Config, ModelConfig
+from megatron_yuan.parallel.stages import layers_of_chunks
+from megatron_yuan.planning.accounting import Parameters, count_parameters
+
+GRADIENT_BYTES = 4
+LOSS_CHUNK_ELEMENTS = 2**25
+"""Logits that exist at once: CHUNK_ELEMENTS of megatron_yuan.model.loss, not imported because that imports torch."""
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes that one stage needs at its fullest."""
+
+    stage: int
+    layers: int
+    parameters: int
+    """Parameters held, a tied embedding's copy on the last stage included."""
+    in_flight: int
+    """Microbatches (of any of its chunks) whose activations are kept at once."""
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    working: int
+    """Largest passing need: a layer's backward, or the loss of the last stage."""
+
+    @property
+    def state(self) -> int:
+        """Weights, gradients and optimizer state: what there is before a token has come."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.state + self.activations + self.working
+
+
+def plan_memory(config: Config, replicas: int = 1) -> list[StageMemory]:
+    """Memory of each stage, with `replicas` sharing the global batch."""
+    model, parallel = config.model, config.parallel
+    pp_size, vp_size = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
+    placement = layers_of_chunks(model.num_layers, pp_size, vp_size, parallel.pipeline_model_parallel_layout)
+    microbatches = microbatches_of(config, replicas)
+    return [_stage(config, s, chunks, pp_size, vp_size, microbatches) for s, chunks in enumerate(placement)]
+
+
+def microbatches_of(config: Config, replicas: int = 1) -> int:
+    """Microbatches of a replica in one step."""
+    return max(1, (config.training.global_batch_size or 0) // (config.training.micro_batch_size * replicas))
+
+
+def element_bytes(config: Config) -> int:
+    """Bytes of a weight and of an activation."""
+    return 2 if config.optimizer.bf16 else 4
+
+
+def optimizer_bytes(config: Config) -> int:
+    """Bytes of optimizer state a parameter: two float32 moments, and with bf16 the float32 master weight."""
+    return 12 if config.optimizer.bf16 else 8
+
+
+def in_flight(stage: int, pp_size: int, vp_size: int, microbatches: int) -> Counter[int]:
+    """Microbatches of each chunk that `stage` has sent forward and not yet taken back, at the most.
+
+    1F1B: min(M, stages - stage). Interleaved: its warmup, 2 (stages - stage - 1) + (virtual - 1) stages, and one more;
+    the chunks take turns of `stages` microbatches.
+    """
+    if vp_size == 1:
+        return Counter({0: min(microbatches, pp_size - stage)})
+    passes = min(microbatches * vp_size, 2 * (pp_size - stage - 1) + (vp_size - 1) * pp_size + 1)
+    return Counter((k % (pp_size * vp_size)) // pp_size for k in range(passes))
+
+
+def attention_widths(config: Config) -> int:
+    """Times A that attention keeps a token: q, k, v, output; the output again where rows are attended one by one."""
+    return 5 if config.model.attention_dropout > 0 or config.data.reset_attention_mask else 4
+
+
+def layer_activation_bytes(config: Config) -> int:
+    """Bytes that one layer keeps for the backward of one token.
+
+    Elements: (6.5 + K) H + 4A + 5KF, that is: residual before attention, before experts and in the filter 3H; normed
+    states 3H; between the convolutions H/2; rows sent to experts KH; q, k, v and attention's output 4A; gate and up
+    2KF; three products of them 3KF. Rows or documents attended one by one (dropout, isolated documents): A more.
+    Router: 5E float32. Selective recomputation drops 3KF and the router's.
+    """
+    model, size = config.model, element_bytes(config)
+    H, A, K = model.hidden_size, model.attention_size, model.moe_router_topk
+    elements = 6 * H + H // 2 + K * H + attention_widths(config) * A + 5 * K * model.ffn_hidden_size
+    router = (5 if model.moe_router == "attention" else 1) * model.num_experts * 4
+    if config.parallel.recompute_granularity == "selective":
+        elements -= 3 * K * model.ffn_hidden_size
+        router = 0
+    return elements * size + router
+
+
+def _stage(
+    config: Config, stage: int, chunks: list[list[int]], pp_size: int, vp_size: int, microbatches: int
+) -> StageMemory:
+    parameters = count_parameters(config.model)
+    is_first, is_last = stage == 0, stage == pp_size - 1
+    held = sum(map(len, chunks)) * parameters.layer.total + _edge_parameters(parameters, is_first, is_last)
+    size, tokens = element_bytes(config), config.training.micro_batch_size * config.data.seq_length
+    kept = in_flight(stage, pp_size, vp_size, microbatches)
+    activations = sum(count * _chunk_activation_bytes(config, len(chunks[c])) for c, count in kept.items()) * tokens
+    working = _layer_working_bytes(config, tokens)
+    if is_last:
+        # Final norm's input and output and the loss's gradient, of the one microbatch at the end; the head's gradient.
+        activations += 3 * config.model.hidden_size * size * tokens + parameters.embedding * size
+        working = max(working, _loss_working_bytes(config, tokens))
+    return StageMemory(
+        stage=stage,
+        layers=sum(map(len, chunks)),
+        parameters=held,
+        in_flight=sum(kept.values()),
+        weights=held * size,
+        gradients=held * GRADIENT_BYTES,
+        optimizer=held * optimizer_bytes(config),
+        activations=activations,
+        working=working,
+    )
+
+
+def _edge_parameters(parameters: Parameters, is_first: bool, is_last: bool) -> int:
+    """Embedding, final norm and head; a tied head on another stage than the embedding is a copy of it."""
+    head = (parameters.head or (0 if is_first else parameters.embedding)) if is_last else 0
+    return is_first * parameters.embedding + is_last * parameters.final_norm + head
+
+
+def _recomputed_layers(config: Config, layers: int) -> int:
+    if config.parallel.recompute_granularity != "full":
+        return 0
+    limit = config.parallel.recompute_num_layers
+    return layers if limit is None else min(limit, layers)
+
+
+def _chunk_activation_bytes(config: Config, layers: int) -> int:
+    """Bytes a token that a chunk keeps of one microbatch: of a recomputed layer its input alone."""
+    recomputed = _recomputed_layers(config, layers)
+    inputs = recomputed * config.model.hidden_size * element_bytes(config)
+    return inputs + (layers - recomputed) * layer_activation_bytes(config)
+
+
+def _layer_working_bytes(config: Config, tokens: int) -> int:
+    """Backward of one layer: its activations if recomputed, gradients of the experts' rows (3KF a token), and the
+    largest weight gradient (gate and up of all experts, 2EFH) before it is added to the float32 sum."""
+    model, size = config.model, element_bytes(config)
+    rows = 3 * model.moe_router_topk * model.ffn_hidden_size * size
+    recomputed = layer_activation_bytes(config) if config.parallel.recompute_granularity == "full" else 0
+    return tokens * (rows + recomputed) + largest_weight(model) * size
+
+
+def largest_weight(model: ModelConfig) -> int:
+    """Elements of a layer's largest parameter: gate and up of all experts, 2EFH."""
+    return 2 * model.num_experts * model.ffn_hidden_size * model.hidden_size
+
+
+def _loss_working_bytes(config: Config, tokens: int) -> int:
+    """Logits of a chunk of tokens in float32 (in bf16 also their gradient), and the head's gradient as it is summed."""
+    V, H, size = config.model.padded_vocab_size, config.model.hidden_size, element_bytes(config)
+    chunk = min(tokens, max(1, LOSS_CHUNK_ELEMENTS // V))
+    return chunk * V * (4 + (size if size < 4 else 0)) + V * H * (4 + size)
