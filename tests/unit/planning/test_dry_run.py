@@ -34,7 +34,7 @@ def test_the_report_shows_what_was_changed_and_where_layers_live() -> None:
         PRESETS["tiny"], {"pipeline_model_parallel_size": 2, "pipeline_model_parallel_layout": "1,3", "lr": 0.5}
     )
     report = dry_run_report(config, "tiny", world_size=4)
-    assert "--lr 0.5 (preset: 0.002)" in report
+    assert f"--lr 0.5 (preset: {PRESETS['tiny'].optimizer.lr})" in report
     assert "stage 1: 3 layers (1-3), final norm and head" in report
     assert "pipeline stages 2 x replicas 2" in report
 
