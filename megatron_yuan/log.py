@@ -33,7 +33,7 @@ def configure(rank: int = 0, world_size: int = 1) -> None:
         handler: logging.Handler = _ConsoleHandler()
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter(f"[rank {rank} of {world_size}] %(message)s"))
+    handler.setFormatter(_Formatter("%(message)s" if rank == 0 else f"[rank {rank} of {world_size}] %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     logger.propagate = False
@@ -43,7 +43,7 @@ def configure(rank: int = 0, world_size: int = 1) -> None:
 def mirrored_to(path: Path) -> Iterator[None]:
     """Append everything said meanwhile to the file `path` too, each line with its time."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(_Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     logger.addHandler(handler)
     try:
         yield
@@ -52,13 +52,20 @@ def mirrored_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
+class _Formatter(logging.Formatter):
+    """Puts the word 'warning' before what is one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        if record.levelno >= logging.WARNING:
+            record.message = f"{record.levelname.lower()}: {record.message}"
+        return super().formatMessage(record)
+
+
 class _ConsoleHandler(logging.Handler):
-    """Prints through the shared console, warnings marked and in colour where there is colour."""
+    """Prints through the shared console, warnings in colour where there is colour."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            warning = record.levelno >= logging.WARNING
-            text = f"{record.levelname.lower()}: " if warning else ""
-            console().print(Text(text + self.format(record), style="yellow" if warning else ""))
+            console().print(Text(self.format(record), style="yellow" if record.levelno >= logging.WARNING else ""))
         except Exception:
             self.handleError(record)

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from megatron_yuan import __version__
+
 PACKAGES = (
-    "megatron-yuan",
     "torch",
     "megatron-core",
     "numpy",
@@ -56,6 +57,7 @@ def describe_environment() -> dict[str, Any]:
     """Everything as plain JSON values; what is not there is null."""
     return {
         "argv": sys.argv,
+        "megatron_yuan": __version__,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "git": git_commit(Path(__file__).parents[1]),

@@ -15,7 +15,8 @@ from megatron_yuan.errors import ConfigError
 
 # Dense TFLOP/s (without sparsity) of one GPU in bfloat16 with fp32 accumulation, and in fp32 without TF32. From the
 # vendors' datasheets: NVIDIA H100 (SXM, PCIe, NVL columns), H200 (SXM, NVL), A100, A30, A40, A10, L4, L40, L40S and
-# HGX B200 (figures printed "with sparsity" halved); GeForce from the Ada and Ampere GA102 whitepapers; AMD MI300X's. The first name that appears as whole words in the device's name counts, so the special stands before the general.
+# HGX B200 (figures printed "with sparsity" halved); GeForce from the Ada and Ampere GA102 whitepapers; AMD MI300X's.
+# The first name that appears as whole words in the device's name counts, so the special stands before the general.
 KNOWN_TFLOPS: tuple[tuple[str, float, float], ...] = (
     ("B200", 2250.0, 75.0),
     ("H200 NVL", 835.0, 60.0),
