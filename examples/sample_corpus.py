@@ -2,8 +2,8 @@
 
     python examples/sample_corpus.py --output-dir DIR [--documents 32000] [--seed 1]
 
-DIR gets en.jsonl and zh.jsonl (a {"text": ...} a line: questions with answers, stories, Python functions) and heldout.jsonl
-(a {"lang", "kind", "template", "question", "answer"} a line). The same seed writes the same bytes on every machine.
+DIR gets en.jsonl and zh.jsonl (a {"text": ...} a line: questions with answers, stories, Python functions) and
+heldout.jsonl (a {"lang", "kind", "template", "question", "answer"} a line). The same seed writes the same bytes on every machine.
 
 A question is held out by combination: for each template, some combinations of its numbers, names or words (chosen by a
 hash) never occur in training. What a held-out question needs is in the text, such as the sum 3 + 4 in another story.

@@ -75,8 +75,8 @@ PEOPLE = tuple(
 )
 
 _SMALL_NUMBERS = _words(
-    "zero=零 one=一 two=二 three=三 four=四 five=五 six=六 seven=七 eight=八 nine=九 ten=十 eleven=十一 twelve=十二 thirteen=十三 "
-    "fourteen=十四 fifteen=十五 sixteen=十六 seventeen=十七 eighteen=十八 nineteen=十九"
+    "zero=零 one=一 two=二 three=三 four=四 five=五 six=六 seven=七 eight=八 nine=九 ten=十 eleven=十一 "
+    "twelve=十二 thirteen=十三 fourteen=十四 fifteen=十五 sixteen=十六 seventeen=十七 eighteen=十八 nineteen=十九"
 )
 _TENS = _words("twenty=二十 thirty=三十 forty=四十 fifty=五十 sixty=六十 seventy=七十 eighty=八十 ninety=九十")
 
