@@ -2,8 +2,8 @@
 
     python examples/sample_corpus.py --output-dir DIR [--documents 32000] [--seed 1]
 
-DIR gets en.jsonl and zh.jsonl (a {"text": ...} a line: questions with answers, stories, Python functions) and
-heldout.jsonl (a {"lang", "kind", "template", "question", "answer"} a line). The same seed writes the same bytes on every machine.
+DIR gets en.jsonl and zh.jsonl ({"text": ...} a line: questions with answers, stories, Python functions, sums) and
+heldout.jsonl ({"lang", "kind", "template", "question", "answer"} a line). The same seed writes the same bytes anywhere.
 
 A question is held out by combination: for each template, some combinations of its numbers, names or words (chosen by a
 hash) never occur in training. What a held-out question needs is in the text, such as the sum 3 + 4 in another story.
@@ -18,13 +18,13 @@ from pathlib import Path
 from random import Random
 
 from sample.numbers import NUMBER_TEMPLATES
-from sample.prose import function, story
+from sample.prose import function, story, sums
 from sample.template import Question, Template
 from sample.words import WORD_TEMPLATES
 from sample.world import LANGUAGES
 
 TEMPLATES = (*NUMBER_TEMPLATES, *WORD_TEMPLATES)
-STORY_SHARE, FUNCTION_SHARE = 0.08, 0.04
+STORY_SHARE, FUNCTION_SHARE, SUMS_SHARE = 0.06, 0.03, 0.06
 HELD_OUT_PER_TEMPLATE = 6
 DRAWS_PER_TEMPLATE = 4000
 
@@ -51,7 +51,7 @@ def training_question(rng: Random, lang: str, template: Template) -> str:
 
 
 def training_documents(rng: Random, lang: str, count: int) -> list[str]:
-    """Write the training text of one language: questions of every template in turn, stories and functions."""
+    """Write the training text of one language: questions of every template in turn, stories, functions, sums."""
     documents = []
     for i in range(count):
         share = rng.random()
@@ -59,6 +59,8 @@ def training_documents(rng: Random, lang: str, count: int) -> list[str]:
             documents.append(story(rng, lang))
         elif share < STORY_SHARE + FUNCTION_SHARE:
             documents.append(function(rng, lang))
+        elif share < STORY_SHARE + FUNCTION_SHARE + SUMS_SHARE:
+            documents.append(sums(rng))
         else:
             documents.append(training_question(rng, lang, TEMPLATES[i % len(TEMPLATES)]))
     rng.shuffle(documents)

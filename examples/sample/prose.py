@@ -1,4 +1,4 @@
-"""Running text of the sample corpus: short stories about the invented people, and small Python functions."""
+"""Running text of the sample corpus: short stories about the invented people, small Python functions, and sums."""
 
 from __future__ import annotations
 
@@ -88,3 +88,12 @@ def function(rng: Random, lang: str) -> str:
         f'def {name}_{k}(x):\n    """{purpose}"""\n    return {body.format(k=k)}\n\n'
         f"assert {name}_{k}({x}) == {compute(x, k)}"
     )
+
+
+def sums(rng: Random) -> str:
+    """Write a line of a pupil's exercise book: five sums, differences and products of small numbers."""
+    lines = []
+    for _ in range(5):
+        a, b = rng.randint(2, 10), rng.randint(1, 9)
+        lines.append(rng.choice((f"{a} + {b} = {a + b}", f"{a + b} - {b} = {a}", f"{a} * {b} = {a * b}")))
+    return ", ".join(lines)
