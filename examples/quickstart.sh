@@ -54,6 +54,7 @@ pretrain() { # the same command starts the run and, while it is unfinished, resu
         --pipeline-model-parallel-size "$STAGES" \
         --data-path 0.5 "$DIR/data/en_text_document" 0.5 "$DIR/data/zh_text_document" \
         --tokenizer-model "$DIR/data/tokenizer.model" --vocab-size "$VOCAB_SIZE" --reset-attention-mask \
+        --micro-batch-size 1 --global-batch-size 4 --lr 3e-3 --min-lr 1.5e-4 --init-method-std 0.08 \
         --train-iters "$STEPS" --save "$DIR/run" "$@"
 }
 
