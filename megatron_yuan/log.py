@@ -42,7 +42,7 @@ def configure(rank: int = 0, world_size: int = 1) -> None:
 @contextmanager
 def mirrored_to(path: Path) -> Iterator[None]:
     """Append everything said meanwhile to the file `path` too, each line with its time."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _Mirror(path, encoding="utf-8")
     handler.setFormatter(_Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     logger.addHandler(handler)
     try:
@@ -59,6 +59,26 @@ class _Formatter(logging.Formatter):
         if record.levelno >= logging.WARNING:
             record.message = f"{record.levelname.lower()}: {record.message}"
         return super().formatMessage(record)
+
+
+class _Mirror(logging.FileHandler):
+    """A file whose disk may fill up: that is said once, and costs the file's lines, not the run."""
+
+    _failing = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._failing:
+            self._failing = True  # first, as the warning comes here too
+            logger.warning(
+                "%s cannot be written (%s): lines are missing from it.", self.baseFilename, sys.exc_info()[1]
+            )
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:
+            if not self._failing:
+                logger.warning("%s cannot be written (%s): its last lines are missing.", self.baseFilename, error)
 
 
 class _ConsoleHandler(logging.Handler):

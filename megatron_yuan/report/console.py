@@ -11,7 +11,7 @@ from megatron_yuan.log import console, logger
 from megatron_yuan.report.result import EvalResult, StepResult
 from megatron_yuan.report.throughput import Arithmetic
 
-LEGEND = "load: busiest expert over the mean expert, in the worst layer (1.00 is balanced); mem: peak"
+LEGEND = "load: busiest expert over the mean expert, in the worst layer (1.00 is balanced); GiB: peak memory"
 
 
 class ConsoleReport:
@@ -48,7 +48,7 @@ class ConsoleReport:
 
     def evaluation(self, result: EvalResult) -> None:
         """One line for all validation sets."""
-        losses = " | ".join(f"{name} {number(loss)}" for name, loss in result.losses.items())
+        losses = " | ".join(f"{name} {number(loss, 7, 4)}" for name, loss in result.losses.items())
         logger.info(
             "%s | validation loss | %s | %s tokens", counted(result.step, self._total), losses, f"{result.tokens:,}"
         )
@@ -62,20 +62,21 @@ class ConsoleReport:
 
 def step_line(result: StepResult, total: int, arithmetic: Arithmetic, tokens_per_second: float, eta: str) -> str:
     """The line of one step, at most 160 characters; columns of successive lines stand under each other."""
+    tflops = arithmetic.tflops(tokens_per_second)
     cells = [
         counted(result.step, total),
-        f"loss {number(result.loss)}",
-        f"grad {number(result.grad_norm)}",
+        f"loss {number(result.loss, 7, 4)}",
+        f"grad {number(result.grad_norm, 6, 3)}",
         f"lr {result.lr:.2e}",
-        f"{number(tokens_per_second, 9, 0)} tok/s",
-        f"{number(arithmetic.tflops(tokens_per_second), 7, 3)} TFLOP/s",
-        f"{arithmetic.mfu_label} {100 * arithmetic.mfu(tokens_per_second):5.1f}%",
+        f"{number(tokens_per_second, 7, 0)} tok/s",
+        f"{number(tflops, 6, 4 if tflops < 1 else 2)} TFLOP/s",
+        f"{arithmetic.mfu_label} {100 * arithmetic.mfu(tokens_per_second):4.1f}%",
     ]
     worst = result.worst_imbalance
     if worst is not None:
         digits = len(str(len(result.expert_load or ()) - 1))
         cells.append(f"load {worst[0]:5.2f} L{worst[1]:0{digits}d}")
-    cells += [f"mem {result.memory_bytes / 2**30:5.1f} GiB", f"ETA {eta}"]
+    cells += [f"{result.memory_bytes / 2**30:5.1f} GiB", f"ETA {eta}"]
     return " | ".join(cells)
 
 
@@ -84,20 +85,21 @@ def counted(step: int, total: int) -> str:
     return f"step {step:>{len(str(total))}}/{total}"
 
 
-def number(value: float, width: int = 8, decimals: int = 4) -> str:
+def number(value: float, width: int, decimals: int) -> str:
     """`value` with `decimals` places in `width` characters, with fewer digits where it is too large for them."""
-    for text in (f"{value:{width},.{decimals}f}", f"{value:{width}.1f}", f"{value:{width}.2e}"):
+    forms = (f"{width}.{decimals}f", f"{width}.1f", f"{width}.1e", f"{width}.0e")
+    for text in (f"{value:{form}}" for form in forms):
         if len(text) <= width:
             return text
     return text
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, with days where there are any."""
+    """Hours, minutes and seconds, or days and hours."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
-    return (f"{days}d " if days else "") + f"{hour:02d}:{minute:02d}:{second:02d}"
+    return f"{days:4d}d {hour:02d}h" if days else f"{hour:02d}:{minute:02d}:{second:02d}"
 
 
 def _progress_bar() -> Progress:

@@ -15,7 +15,7 @@ class Arithmetic:
     """
 
     flops_per_token: float
-    """Forward and backward: 6 x the parameters a token uses, plus causal attention scores if `scores_counted`."""
+    """Forward and backward: 6 x the parameters of the matrices a token meets, and, if counted, causal scores."""
     peak: Peak
     """Of one device."""
     devices: int = 1
@@ -34,14 +34,14 @@ class Arithmetic:
     @property
     def mfu_label(self) -> str:
         """Short name that carries the convention."""
-        return "MFU(6N+attn)" if self.scores_counted else "MFU(6N)"
+        return "MFU(+attn)" if self.scores_counted else "MFU(-attn)"
 
     @property
     def convention(self) -> str:
         """The convention in a sentence."""
         scores = "plus causal attention scores" if self.scores_counted else "without attention scores"
         return (
-            f"{self.mfu_label}: model FLOPs, 6 x active parameters {scores}, "
+            f"{self.mfu_label}: model FLOPs, 6 x active matrix parameters {scores}, "
             f"{self.flops_per_token / 1e9:.4g} GFLOP a token, over a peak of {self.peak.flops / 1e12:.4g} TFLOP/s "
             f"a device ({self.peak.source}), {self.devices} device{'s' if self.devices > 1 else ''}"
         )
