@@ -24,18 +24,19 @@ def main() -> None:
         print(dry_run_report(invocation.config, invocation.preset))
         return
 
-    # Settings are checked before torch and megatron are loaded, so that a mistake costs no waiting.
+    # Settings and data are checked before megatron is loaded and processes meet: a mistake costs no waiting.
     validate_run(invocation.config)
+    from megatron_yuan.data.datasets import open_sources
     from megatron_yuan.parallel import topology as processes
 
     config = validate_world(invocation.config, processes.world_size())
+    sources = open_sources(config.data, config.model.vocab_size)
     topology = processes.start(config)
     try:
+        from megatron_yuan.training.loop import fit
         from megatron_yuan.training.start import start_run
 
-        from megatron_yuan.training.loop import fit
-
-        fit(start_run(config, topology, invocation))
+        fit(start_run(config, topology, sources, invocation.remarks))
     finally:
         processes.stop()
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet_imports() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide megatron-core's import-time remarks on packages this project never needs (Transformer Engine, apex).
 
     Upstream: module level of core/optimizer, core/distributed/fsdp and others in 0.16. Nothing else is hidden:

@@ -5,11 +5,12 @@ Names re-exported by theme; whatever is private upstream or differs between vers
 
 from __future__ import annotations
 
-from megatron_yuan.mcore.compat import quiet_imports
+from megatron_yuan.mcore.compat import quiet
 from megatron_yuan.mcore.version import check_version
 
 check_version()
-with quiet_imports():
+with quiet():
+    # The schedules import this in the midst of the first step; here its remarks are hidden too.
     from megatron.core import parallel_state
     from megatron.core.distributed import (
         DistributedDataParallel,
@@ -30,4 +31,5 @@ __all__ = [
     "finalize_model_grads",
     "get_forward_backward_func",
     "parallel_state",
+    "quiet",
 ]

@@ -19,6 +19,7 @@ from megatron_yuan.mcore.parallel import (
     ModelType,
     TransformerConfig,
     finalize_model_grads,
+    quiet,
 )
 from megatron_yuan.parallel.topology import Topology
 
@@ -61,26 +62,27 @@ def schedule_config(config: Config, topology: Topology) -> TransformerConfig:
     """
     model, on_gpu = config.model, topology.device.type == "cuda"
     interleaved = topology.vp_size > 1
-    return TransformerConfig(
-        num_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        num_attention_heads=model.num_attention_heads,
-        kv_channels=model.head_dim,
-        pipeline_model_parallel_size=topology.pp_size,
-        virtual_pipeline_model_parallel_size=topology.vp_size if interleaved else None,
-        pipeline_dtype=torch.bfloat16 if config.optimizer.bf16 else torch.float32,
-        bf16=config.optimizer.bf16,
-        params_dtype=torch.bfloat16 if config.optimizer.bf16 else torch.float32,
-        calculate_per_token_loss=True,  # loss and gradients: sum over all tokens / number of all tokens
-        overlap_p2p_comm=interleaved and on_gpu,
-        batch_p2p_comm=on_gpu and not interleaved,
-        batch_p2p_sync=on_gpu and not interleaved,
-        deallocate_pipeline_outputs=True,
-        use_cpu_initialization=not on_gpu,
-        gradient_accumulation_fusion=False,
-        masked_softmax_fusion=False,
-        variable_seq_lengths=False,
-    )
+    with quiet():
+        return TransformerConfig(
+            num_layers=model.num_layers,
+            hidden_size=model.hidden_size,
+            num_attention_heads=model.num_attention_heads,
+            kv_channels=model.head_dim,
+            pipeline_model_parallel_size=topology.pp_size,
+            virtual_pipeline_model_parallel_size=topology.vp_size if interleaved else None,
+            pipeline_dtype=torch.bfloat16 if config.optimizer.bf16 else torch.float32,
+            bf16=config.optimizer.bf16,
+            params_dtype=torch.bfloat16 if config.optimizer.bf16 else torch.float32,
+            calculate_per_token_loss=True,  # loss and gradients: sum over all tokens / number of all tokens
+            overlap_p2p_comm=interleaved and on_gpu,
+            batch_p2p_comm=on_gpu and not interleaved,
+            batch_p2p_sync=on_gpu and not interleaved,
+            deallocate_pipeline_outputs=True,
+            use_cpu_initialization=not on_gpu,
+            gradient_accumulation_fusion=False,
+            masked_softmax_fusion=False,
+            variable_seq_lengths=False,
+        )
 
 
 def wrap_chunks(parts: Sequence[PipelineChunk], config: Config, topology: Topology) -> list[DistributedDataParallel]:

@@ -17,6 +17,7 @@ def fit(run: Run) -> None:
                 run.validate(step)
             if last or _due(step, config.checkpoint.save_interval):
                 run.save()
+        run.draw()
 
 
 def _due(step: int, interval: int) -> bool:

@@ -62,6 +62,13 @@ class MixedPrecisionAdamW:
         if pairs:
             torch._foreach_copy_([p for p, _ in pairs], [m for _, m in pairs])
 
+    @torch.no_grad()
+    def take_weights(self) -> None:
+        """Make the masters anew from weights that were put in place from outside."""
+        for name, parameter in self.parameters.items():
+            if self.masters[name] is not parameter:
+                self.masters[name].copy_(parameter)
+
     def state(self) -> dict[str, dict[str, Tensor]]:
         """By parameter name: exp_avg, exp_avg_sq, and the master where it is not the weight itself. Live tensors."""
         return {name: self._state_of(name) for name in self.parameters}

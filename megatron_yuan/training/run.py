@@ -8,17 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from megatron_yuan.checkpoint import RunState, save_checkpoint
+from megatron_yuan.checkpoint.save import save_checkpoint
+from megatron_yuan.checkpoint.state import RunState
 from megatron_yuan.config.schema import Config
 from megatron_yuan.config.yaml_file import to_yaml
 from megatron_yuan.data.sampler import Microbatches
 from megatron_yuan.errors import YuanError
 from megatron_yuan.parallel.topology import Topology
+from megatron_yuan.report.plots import draw_run
 from megatron_yuan.report.result import EvalResult, StepResult
+from megatron_yuan.report.run_folder import RunFolder
 from megatron_yuan.report.telemetry import Telemetry
 from megatron_yuan.training.lr_schedule import learning_rate
+from megatron_yuan.training.memory import peak_memory_bytes
 from megatron_yuan.training.setup import TrainingModel
 from megatron_yuan.training.step import run_batch
 
@@ -66,7 +68,7 @@ class Run:
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise YuanError(
                 f"step {step}: loss {loss}, gradient norm {grad_norm}; both must be finite. The weights are as "
-                "before the step and were not saved. Fix: resume with a lower --lr, or look at the samples of this step."
+                "before the step and were not saved. Fix: resume with a lower --lr, or look at its samples."
             )
         self.model.optimizer.step(lr, grad_norm)
         self.step, self.tokens = step, self.tokens + sums.tokens
@@ -81,7 +83,7 @@ class Run:
             seconds=time.perf_counter() - started,
             samples=self.consumed_samples,
             expert_load=sums.expert_load_LE.tolist(),
-            memory_bytes=peak_memory(self.topology.device),
+            memory_bytes=peak_memory_bytes(self.topology.device),
         )
 
     def validate(self, step: int) -> None:
@@ -115,11 +117,8 @@ class Run:
         )
         self.telemetry.message(f"saved {path}")
 
-
-def peak_memory(device: torch.device) -> int:
-    """Most memory so far, bytes: of the allocator on a GPU, of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    def draw(self) -> None:
+        """Draw the run's pictures into its folder, once, where there is one."""
+        if self.config.checkpoint.save is not None and self.topology.is_main:
+            for picture in draw_run(RunFolder(Path(self.config.checkpoint.save))):
+                self.telemetry.message(f"drew {picture}")

@@ -1,0 +1,144 @@
+"""Training and validation samples of a run, through megatron-core's blended builder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_yuan.config.schema import DataConfig
+from megatron_yuan.data.blend import Source, check_token_ids, parse_blend
+from megatron_yuan.data.sampler import SampleSource
+from megatron_yuan.errors import DataError
+
+TRAIN, VALID = 0, 1
+WHOLE = {TRAIN: "1,0,0", VALID: "0,1,0"}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The checked sets of a run."""
+
+    train: list[Source]
+    valid: list[Source]
+    train_split: str
+    """Which part of each training set is trained on, as --split writes it."""
+    valid_split: str
+    eod_id: int
+    """The token that ends a document."""
+
+
+class Packed:
+    """megatron's samples as (token ids [S + 1], no mask)."""
+
+    def __init__(self, samples: Sequence[Mapping[str, np.ndarray]]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Sample `index`."""
+        return self.samples[index]["tokens"], None
+
+
+def open_sources(config: DataConfig, vocab_size: int) -> Sources:
+    """Open and check every set named in the config; nothing is built or written."""
+    if config.train_data_path:
+        train, valid = parse_blend("train_data_path", config.train_data_path), []
+        if config.valid_data_path:
+            valid = parse_blend("valid_data_path", config.valid_data_path)
+        splits = WHOLE[TRAIN], WHOLE[VALID]
+    elif config.data_path:
+        train = parse_blend("data_path", config.data_path)
+        valid = train if _share(config.split, VALID) > 0 else []
+        splits = config.split, config.split
+        if config.valid_data_path:
+            valid, splits = parse_blend("valid_data_path", config.valid_data_path), (config.split, WHOLE[VALID])
+    else:
+        raise DataError("data_path is empty: there is nothing to train on. Fix: --data-path PREFIX (see --help).")
+    sources = Sources(train, valid, *splits, _eod_id(config, vocab_size))
+    for source in {s.prefix: s for s in (*sources.train, *sources.valid)}.values():
+        check_token_ids("data_path", source, vocab_size)
+    for source in sources.train:
+        if source.tokens * _share(sources.train_split, TRAIN) < config.seq_length + 1:
+            raise DataError(
+                f"seq_length {config.seq_length} needs {config.seq_length + 1} tokens a sample, but the training part "
+                f"of {source.prefix} has about {int(source.tokens * _share(sources.train_split, TRAIN))}. "
+                "Fix: a shorter --seq-length, more data, or another --split."
+            )
+    return sources
+
+
+def build_training_samples(sources: Sources, config: DataConfig, num_samples: int, seed: int) -> SampleSource:
+    """`num_samples` samples of the weighted blend. Called by all ranks together: rank 0 writes the index files."""
+    weights = None if len(sources.train) == 1 else [source.weight for source in sources.train]
+    return Packed(_build(sources.train, weights, sources.train_split, TRAIN, num_samples, config, seed, sources.eod_id))
+
+
+def build_validation_samples(sources: Sources, config: DataConfig, seed: int) -> dict[str, SampleSource]:
+    """By name of the set: each of its validation samples once, in an order of their own."""
+    found: dict[str, SampleSource] = {}
+    for source in sources.valid:
+        if source.tokens * _share(sources.valid_split, VALID) < config.seq_length + 1:
+            continue  # too short for one sample: there is nothing to measure on
+        samples = _build([source], None, sources.valid_split, VALID, None, config, seed, sources.eod_id)
+        if len(samples):
+            found[source.name if source.name not in found else source.prefix] = Packed(samples)
+    return found
+
+
+def _build(
+    sources: list[Source],
+    weights: list[float] | None,
+    split: str,
+    which: int,
+    num_samples: int | None,
+    config: DataConfig,
+    seed: int,
+    eod_id: int,
+) -> Sequence[Mapping[str, np.ndarray]]:
+    from megatron_yuan.mcore.datasets import build_split  # seconds to import; checks come first
+
+    samples = build_split(
+        ([source.prefix for source in sources], weights),
+        split,
+        which,
+        num_samples,
+        config.seq_length,
+        seed,
+        eod_id,
+        config.data_cache_path or str(Path(sources[0].prefix).parent / "index-cache"),
+        {source.prefix: source.fingerprint for source in sources},
+    )
+    if samples is None:
+        names = ", ".join(source.prefix for source in sources)
+        raise DataError(f"split {split} leaves no documents of {names}. Fix: another --split, or more documents.")
+    return samples
+
+
+def _eod_id(config: DataConfig, vocab_size: int) -> int:
+    if config.tokenizer_model is not None:
+        from megatron_yuan.data.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer(config.tokenizer_model)
+        if tokenizer.vocab_size > vocab_size:
+            raise DataError(
+                f"tokenizer_model {config.tokenizer_model} has {tokenizer.vocab_size} ids, but vocab_size is "
+                f"{vocab_size}. Fix: --vocab-size {tokenizer.vocab_size}."
+            )
+        return tokenizer.eod_id if config.eod_id is None else config.eod_id
+    if config.eod_id is None:
+        raise DataError(
+            "neither tokenizer_model nor eod_id is given, so the end of a document is not known. "
+            "Fix: --tokenizer-model FILE, the one that made the data, or --eod-id ID."
+        )
+    return config.eod_id
+
+
+def _share(split: str, which: int) -> float:
+    shares = [float(part) for part in split.split(",")]
+    shares += [0.0] * (3 - len(shares))
+    return shares[which] / sum(shares)

@@ -1,0 +1,109 @@
+"""From the number of consumed samples to this replica's microbatches: the position in the data is one integer.
+
+The global batch that starts at sample n is samples n ... n + G - 1, whatever the number of replicas: microbatch m of
+replica r holds samples n + (m x replicas + r) x micro_batch_size + 0, 1, ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from megatron_yuan.config.schema import DataConfig
+from megatron_yuan.data.batch import Batch, make_batch
+
+
+class SampleSource(Protocol):
+    """Samples by number."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Token ids [S + 1], and a loss mask [S + 1] where some of them have no loss."""
+        ...
+
+
+class Microbatches:
+    """One replica's microbatches of any global batch, prepared ahead by worker processes where the config has some."""
+
+    def __init__(
+        self,
+        source: SampleSource,
+        config: DataConfig,
+        eod_id: int,
+        micro_batch_size: int,
+        global_batch_size: int,
+        replica: int,
+        replicas: int,
+    ) -> None:
+        self.source, self.config, self.eod_id = source, config, eod_id
+        self.micro, self.replica, self.replicas = micro_batch_size, replica, replicas
+        self.global_batch_size = global_batch_size
+        self._stream: Iterator[Batch] | None = None
+        self._next = -1  # the sample at which the stream's next global batch starts
+
+    def __len__(self) -> int:
+        """Microbatches of this replica in a global batch."""
+        return self.global_batch_size // (self.micro * self.replicas)
+
+    def step(self, consumed: int) -> Iterator[Batch]:
+        """The microbatches of the global batch that starts at sample `consumed`."""
+        if self._stream is None or consumed != self._next:
+            self._stream = self._open(consumed)
+        self._next = consumed + self.global_batch_size
+        stream = self._stream
+        return (next(stream) for _ in range(len(self)))
+
+    def ids(self, consumed: int) -> Iterator[list[int]]:
+        """Sample numbers of each microbatch, from `consumed` on without end."""
+        stride = self.micro * self.replicas
+        while True:
+            first = consumed + self.replica * self.micro
+            yield list(range(first, first + self.micro))
+            consumed += stride
+
+    def _open(self, consumed: int) -> Iterator[Batch]:
+        return iter(
+            DataLoader(
+                _Numbered(self.source),
+                batch_sampler=self.ids(consumed),  # type: ignore[arg-type]
+                collate_fn=self._collate,
+                num_workers=self.config.num_workers,
+            )
+        )
+
+    def _collate(self, rows: Sequence[tuple[int, np.ndarray, np.ndarray | None]]) -> Batch:
+        ids, tokens, masks = zip(*rows, strict=True)
+        return make_batch(
+            torch.from_numpy(np.stack(tokens)),
+            ids,
+            self.eod_id,
+            self.config.reset_position_ids,
+            self.config.reset_attention_mask,
+            self.config.eod_mask_loss,
+            _stack_masks(tokens, masks),
+        )
+
+
+def _stack_masks(tokens: Sequence[np.ndarray], masks: Sequence[np.ndarray | None]) -> torch.Tensor | None:
+    if all(mask is None for mask in masks):
+        return None
+    whole = [np.ones(t.shape, np.float32) if m is None else m for t, m in zip(tokens, masks, strict=True)]
+    return torch.from_numpy(np.stack(whole))
+
+
+class _Numbered(Dataset):
+    """Each sample with its number. Past the end samples come again, without loss: a last batch may be partly full."""
+
+    def __init__(self, source: SampleSource) -> None:
+        self.source = source
+
+    def __getitem__(self, index: int) -> tuple[int, np.ndarray, np.ndarray | None]:
+        tokens, mask = self.source[index % len(self.source)]
+        return index, tokens, mask if index < len(self.source) else np.zeros(tokens.shape, np.float32)
