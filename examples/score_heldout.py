@@ -2,7 +2,7 @@
 
     python examples/score_heldout.py --load RUN --questions heldout.jsonl [--examples 2]
 
-The questions are those of examples/sample_corpus.py: {"lang", "kind", "question", "answer", ...} a line. The model is asked
+The questions are those of examples/sample_corpus.py: {"lang", "kind", "question", "answer"} a line. The model is asked
 'question<sep>' and answers up to <eod>. Untrained means: initial weights of the same shape, with the same tokenizer.
 """
 
