@@ -19,7 +19,7 @@ from torch import Tensor
 from megatron_yuan.checkpoint import layout, store
 from megatron_yuan.checkpoint.manifest import FileRecord, Manifest
 from megatron_yuan.checkpoint.state import RunState
-from megatron_yuan.checkpoint.store import TensorSpec
+from megatron_yuan.checkpoint.store import Pieces, TensorSpec
 from megatron_yuan.errors import CheckpointError
 
 _PER_FILE = 64 << 10  # bytes allowed for each file's header and the file system's own needs
@@ -77,7 +77,7 @@ def begin(pending: Pending, run_state: RunState, config_text: str, tokenizer: Pa
             raise
 
 
-def write_file(pending: Pending, file: str, tensors: Mapping[str, Tensor]) -> FileRecord:
+def write_file(pending: Pending, file: str, tensors: Mapping[str, Tensor | Pieces]) -> FileRecord:
     """Write one file of tensors into the temporary folder."""
     with explained(pending):
         if not pending.path.is_dir():

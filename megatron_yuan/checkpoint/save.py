@@ -14,7 +14,7 @@ from megatron_yuan.checkpoint.agreement import Ranks, together
 from megatron_yuan.checkpoint.commit import Pending
 from megatron_yuan.checkpoint.manifest import FileRecord
 from megatron_yuan.checkpoint.state import RunState
-from megatron_yuan.checkpoint.store import TensorSpec
+from megatron_yuan.checkpoint.store import Pieces, TensorSpec
 from megatron_yuan.errors import CheckpointError
 
 Files = dict[str, dict[str, Tensor]]  # file -> name in the file -> tensor
@@ -98,7 +98,7 @@ def save_checkpoint(
 def save_in_pieces(
     run_folder: Path,
     run_state: RunState,
-    pieces: Iterable[Mapping[str, Tensor]],
+    pieces: Iterable[Mapping[str, Tensor | Pieces]],
     tensor_bytes: int,
     config_text: str,
     tokenizer: Path | None = None,
@@ -106,7 +106,8 @@ def save_in_pieces(
     """Write a checkpoint of weights alone from one process, holding one piece in memory at a time.
 
     A piece holds all tensors of one file or of several (a layer; the embedding; final norm and head): a file that comes
-    back in a later piece is an error. `tensor_bytes` is the sum over all pieces, for the check of free space.
+    back in a later piece is an error. A tensor may come as `store.Pieces`, made while it is written. `tensor_bytes` is
+    the sum over all pieces, for the check of free space.
     """
     token, records = layout.new_token(), dict[str, FileRecord]()
     pending = Pending(
@@ -115,7 +116,10 @@ def save_in_pieces(
     small = commit.begin(pending, run_state, config_text, tokenizer)
     try:
         for piece in pieces:
-            for file, tensors in by_file(piece, {}).items():
+            files: dict[str, dict[str, Tensor | Pieces]] = {}
+            for name, tensor in piece.items():
+                files.setdefault(layout.file_of(name), {})[name] = tensor
+            for file, tensors in files.items():
                 if file in records:
                     raise ValueError(f"{file} came in two pieces")
                 records[file] = commit.write_file(pending, file, tensors)

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,9 +49,9 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, tensor: Tensor) -> TensorSpec:
+    def of(cls, tensor: Tensor | Pieces) -> TensorSpec:
         """The spec of `tensor`."""
-        return cls(tensor.dtype, tuple(tensor.shape))
+        return tensor.spec if isinstance(tensor, Pieces) else cls(tensor.dtype, tuple(tensor.shape))
 
     @property
     def nbytes(self) -> int:
@@ -72,14 +72,27 @@ class TensorSpec:
         return cls(DTYPES[code], tuple(shape))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
+@dataclass(frozen=True)
+class Pieces:
+    """A tensor that never exists whole: it is written from pieces of its type, made one after another as they are
+    needed, whose elements in row-major order follow each other in it."""
+
+    spec: TensorSpec
+    make: Callable[[], Iterable[Tensor]]
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor | Pieces], metadata: Mapping[str, str] | None = None
+) -> tuple[int, str]:
     """Write a new file and wait until the disk has it; returns its size and sha256 (hex). OSError where it cannot.
 
-    Extra memory: one chunk, or one tensor where it is not contiguous.
+    `metadata` becomes the format's `__metadata__`. Extra memory: one chunk, or one tensor (or piece) where it is not
+    contiguous.
     """
     # Wide types first, so that every tensor starts at a multiple of its item size: readers may map the file.
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    header, end = {}, 0
+    names = sorted(tensors, key=lambda name: (-TensorSpec.of(tensors[name]).dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
     for name in names:
         spec = TensorSpec.of(tensors[name])
         begin, end = end, end + spec.nbytes
@@ -100,8 +113,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
     return 8 + len(text) + end, digest.hexdigest()
 
 
-def chunks(tensor: Tensor) -> Iterator[memoryview]:
+def chunks(tensor: Tensor | Pieces) -> Iterator[memoryview]:
     """The bytes of `tensor`, from whatever device, in its row-major order."""
+    if isinstance(tensor, Pieces):
+        written = 0
+        for piece in tensor.make():
+            assert piece.dtype == tensor.spec.dtype, "a piece of another type"
+            written += piece.nbytes
+            yield from chunks(piece)
+        assert written == tensor.spec.nbytes, "pieces do not fill the tensor"
+        return
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     for begin in range(0, flat.numel(), _CHUNK):
         yield flat[begin : begin + _CHUNK].cpu().numpy().data

@@ -10,7 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_yuan.checkpoint.store import DTYPES, read_specs, read_tensors, sha256_of, write_tensors
+from megatron_yuan.checkpoint.store import (
+    DTYPES,
+    Pieces,
+    TensorSpec,
+    read_specs,
+    read_tensors,
+    sha256_of,
+    write_tensors,
+)
 from megatron_yuan.errors import CheckpointError
 
 
@@ -113,3 +121,11 @@ def test_a_pickle_under_a_safetensors_name_is_refused(tmp_path: Path) -> None:
     for name in ("p", "t"):
         with pytest.raises(CheckpointError, match="not a safetensors file"):
             read_specs(tmp_path / f"{name}.safetensors")
+
+
+def test_a_tensor_made_piece_by_piece_is_written_as_if_whole(tmp_path: Path) -> None:
+    whole = torch.arange(24, dtype=torch.float32).view(2, 3, 4)
+    pieces = Pieces(TensorSpec.of(whole), lambda: iter([whole[0].t().contiguous().t(), whole[1]]))
+    write_tensors(tmp_path / "whole", {"a": whole}, {"format": "pt"})
+    write_tensors(tmp_path / "pieces", {"a": pieces}, {"format": "pt"})
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "pieces").read_bytes()
