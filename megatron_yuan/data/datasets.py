@@ -10,7 +10,9 @@ import numpy as np
 
 from megatron_yuan.config.schema import DataConfig
 from megatron_yuan.data.blend import Source, check_token_ids, parse_blend
+from megatron_yuan.data.passport import Passport, check_passport, read_passport
 from megatron_yuan.data.sampler import SampleSource
+from megatron_yuan.data.tokenizer import Tokenizer
 from megatron_yuan.errors import DataError
 
 TRAIN, VALID = 0, 1
@@ -59,9 +61,16 @@ def open_sources(config: DataConfig, vocab_size: int) -> Sources:
             valid, splits = parse_blend("valid_data_path", config.valid_data_path), (config.split, WHOLE[VALID])
     else:
         raise DataError("data_path is empty: there is nothing to train on. Fix: --data-path PREFIX (see --help).")
-    sources = Sources(train, valid, *splits, _eod_id(config, vocab_size))
-    for source in {s.prefix: s for s in (*sources.train, *sources.valid)}.values():
-        check_token_ids("data_path", source, vocab_size)
+    distinct = list({source.prefix: source for source in (*train, *valid)}.values())
+    tokenizer = _open_tokenizer(config, vocab_size)
+    passports = {source.prefix: read_passport(source.prefix) for source in distinct}
+    sources = Sources(train, valid, *splits, _eod_id(config, tokenizer, list(passports.values())))
+    for source in distinct:
+        passport = passports[source.prefix]
+        if passport is not None:
+            check_passport(source.prefix, passport, tokenizer)
+        if passport is None or passport.vocab_size > vocab_size:
+            check_token_ids("data_path", source, vocab_size)
     for source in sources.train:
         if source.tokens * _share(sources.train_split, TRAIN) < config.seq_length + 1:
             raise DataError(
@@ -119,23 +128,30 @@ def _build(
     return samples
 
 
-def _eod_id(config: DataConfig, vocab_size: int) -> int:
-    if config.tokenizer_model is not None:
-        from megatron_yuan.data.tokenizer import Tokenizer
-
-        tokenizer = Tokenizer(config.tokenizer_model)
-        if tokenizer.vocab_size > vocab_size:
-            raise DataError(
-                f"tokenizer_model {config.tokenizer_model} has {tokenizer.vocab_size} ids, but vocab_size is "
-                f"{vocab_size}. Fix: --vocab-size {tokenizer.vocab_size}."
-            )
-        return tokenizer.eod_id if config.eod_id is None else config.eod_id
-    if config.eod_id is None:
+def _open_tokenizer(config: DataConfig, vocab_size: int) -> Tokenizer | None:
+    if config.tokenizer_model is None:
+        return None
+    tokenizer = Tokenizer(config.tokenizer_model)
+    if tokenizer.vocab_size > vocab_size:
         raise DataError(
-            "neither tokenizer_model nor eod_id is given, so the end of a document is not known. "
-            "Fix: --tokenizer-model FILE, the one that made the data, or --eod-id ID."
+            f"tokenizer_model {config.tokenizer_model} has {tokenizer.vocab_size} ids, but vocab_size is {vocab_size}. "
+            f"Fix: --vocab-size {tokenizer.vocab_size}."
         )
-    return config.eod_id
+    return tokenizer
+
+
+def _eod_id(config: DataConfig, tokenizer: Tokenizer | None, passports: Sequence[Passport | None]) -> int:
+    if config.eod_id is not None:
+        return config.eod_id
+    if tokenizer is not None:
+        return tokenizer.eod_id
+    known = {passport.eod_id for passport in passports if passport is not None}
+    if len(known) == 1:
+        return known.pop()
+    raise DataError(
+        "the id of <eod> is not known: there is no tokenizer_model, no eod_id, and no passport that all sets agree on. "
+        "Fix: --tokenizer-model FILE, the one that made the data, or --eod-id ID."
+    )
 
 
 def _share(split: str, which: int) -> float:
