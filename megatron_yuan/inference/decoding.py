@@ -26,10 +26,11 @@ class Decoder:
     """One batch in generation: what has been seen, and the scores of what comes next."""
 
     def __init__(
-        self, model: YuanModel, ids_BP: Tensor, first_B: Tensor | None, capacity: int, use_cache: bool
+        self, model: YuanModel, ids_BP: Tensor, first_B: Tensor | None, capacity: int, use_cache: bool, vocab_size: int
     ) -> None:
         self.model, self.first_B, self.use_cache = model, first_B, use_cache
         self.device = ids_BP.device
+        self.vocab_size = vocab_size
         self._padding = 0 if first_B is None else int(first_B.max())
         self.ids_BS = ids_BP[:, :0]
         self._new = ids_BP
@@ -53,7 +54,7 @@ class Decoder:
                 hidden_BSH = self._hidden(ids_BS, self._context(begin, ids_BS.shape[1]), self._caches)
         else:
             hidden_BSH = self._hidden(self.ids_BS, self._whole_context(), None)
-        return self.model.logits(hidden_BSH[:, -1])[:, : self.model.config.vocab_size]
+        return self.model.logits(hidden_BSH[:, -1])[:, : self.vocab_size]
 
     def _hidden(self, ids_BS: Tensor, context: TokenContext, caches: Sequence[AttentionCache] | None) -> Tensor:
         # By class: a subclass's forward goes on to the scores of all positions, of which the last alone are needed.

@@ -139,8 +139,14 @@ class LanguageModel(YuanModel):
                 length,
                 self.config.max_position_embeddings,
             )
-        decoder = Decoder(self, ids_BP, first_B, length, use_cache)
+        decoder = Decoder(self, ids_BP, first_B, length, use_cache, self._vocabulary_in_use)
         yield from tokens(decoder, Chooser(sampling, ids_BP.shape[0]), max_new_tokens, self._stops(stop_ids))
+
+    @property
+    def _vocabulary_in_use(self) -> int:
+        # Rows of padding, and ids that the tokenizer could not spell, are never chosen.
+        in_use = self.config.vocab_size
+        return in_use if self.tokenizer is None else min(in_use, self.tokenizer.vocab_size)
 
     def _stops(self, stop_ids: Sequence[int] | None) -> Sequence[int]:
         if stop_ids is not None:
