@@ -18,7 +18,7 @@ from megatron_yuan.convert.names import HEAD, matches
 from megatron_yuan.inference.model import LanguageModel
 from tests.shared import SHARED, needs_shared
 
-pytestmark = needs_shared
+pytestmark = needs_shared("golden")
 MODELS = ("yuan_moe_tiny", "yuan_moe_32experts")
 
 
