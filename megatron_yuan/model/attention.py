@@ -6,7 +6,7 @@ Shapes: B batch, S sequence, H hidden, N heads, D head width, A = N x D, R rotat
 - One matrix makes queries and keys, its rows interleaved by head as published: D rows of q, then D rows of k.
 - A need not equal H (M32: 16 heads of 256 over H = 2048). The scale is 1 / sqrt(D). No biases outside the filter.
 - The core is torch's scaled_dot_product_attention; no score matrix is made here, so memory is linear in S.
-- Isolated documents are attended one by one, which is exact and linear in S too.
+- Isolated documents are attended in batches of like length, which is exact and linear in S too.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from megatron_yuan.config.schema import ModelConfig
 from megatron_yuan.model.context import TokenContext
+from megatron_yuan.model.documents import Buckets, attend_in_buckets
 from megatron_yuan.model.localized_filtering import FilterState, LocalizedFiltering
 from megatron_yuan.model.randomness import key, seeded
 from megatron_yuan.model.rotary import rotate
@@ -84,7 +85,7 @@ class LocalizedFilteringAttention(nn.Module):
         self, q_BNSD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor, sample_keys: Sequence[int] | None, *site: object
     ) -> Tensor:
         if self.dropout == 0.0 or sample_keys is None:
-            return F.scaled_dot_product_attention(q_BNSD, k_BNSD, v_BNSD, is_causal=True)
+            return _causal(q_BNSD, k_BNSD, v_BNSD)
         rows = []
         for b, sample_key in enumerate(sample_keys):  # each sample draws from its own key, whatever shares its batch
             with seeded(q_BNSD.device, sample_key, self.layer, "attention", *site):
@@ -101,17 +102,22 @@ class LocalizedFilteringAttention(nn.Module):
         q_BNSD: Tensor,
         k_BNSD: Tensor,
         v_BNSD: Tensor,
-        documents: Sequence[tuple[int, int, int]],
+        documents: Buckets,
         sample_keys: Sequence[int] | None,
     ) -> Tensor:
+        if self.dropout == 0.0 or sample_keys is None:
+            return attend_in_buckets(_causal, q_BNSD, k_BNSD, v_BNSD, documents)
         parts = []
-        for row, start, end in documents:
+        for row, start, end in documents.spans:  # each draws from its own key
             q, k, v = (x[row : row + 1, :, start:end] for x in (q_BNSD, k_BNSD, v_BNSD))
-            keys = None if sample_keys is None else [key(sample_keys[row], start)]
-            parts.append(self._attend(q, k, v, keys))
+            parts.append(self._attend(q, k, v, [key(sample_keys[row], start)]))
         B, N, S, D = q_BNSD.shape
         rows_TND = torch.cat([part[0].transpose(0, 1) for part in parts])  # documents cover every row, in order
         return rows_TND.view(B, S, N, D).transpose(1, 2)
+
+
+def _causal(q_BNSD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q_BNSD, k_BNSD, v_BNSD, is_causal=True)
 
 
 def attend_to_past(q_BNSD: Tensor, k_BNPD: Tensor, v_BNPD: Tensor, past: int, first_B: Tensor | None) -> Tensor:

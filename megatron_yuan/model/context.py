@@ -5,7 +5,6 @@ Shapes: B batch, S sequence, R rotated width.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from megatron_yuan.config.schema import ModelConfig
+from megatron_yuan.model.documents import Buckets, bucket_documents, document_spans
 from megatron_yuan.model.rotary import rotary_tables
 
 
@@ -26,8 +26,8 @@ class TokenContext:
     """Rotary sines, likewise."""
     starts_BS: Tensor | None = None
     """True where a document starts that must not see what is before it; None: nothing is isolated."""
-    documents: Sequence[tuple[int, int, int]] | None = None
-    """(row, start, end) of each isolated document, in order, covering all tokens; None: rows are whole."""
+    documents: Buckets | None = None
+    """The isolated documents; None: rows are whole."""
     sample_keys: Sequence[int] | None = None
     """A random key for each row, from seed, step and sample id; None: nothing random (evaluation)."""
     first_B: Tensor | None = None
@@ -54,7 +54,8 @@ def token_context(
     if document_start_BS is not None:
         here = torch.arange(document_start_BS.shape[1], device=document_start_BS.device)
         starts_BS = document_start_BS == here
-        documents = document_spans(starts_BS)
+        documents = bucket_documents(document_spans(starts_BS), starts_BS.shape[1], position_ids_BS.device)
+        starts_BS = starts_BS.to(position_ids_BS.device)
     return TokenContext(
         cos[:, :, None, None].to(dtype),
         sin[:, :, None, None].to(dtype),
@@ -63,12 +64,3 @@ def token_context(
         sample_keys,
         first_B,
     )
-
-
-def document_spans(starts_BS: Tensor) -> list[tuple[int, int, int]]:
-    """(row, start, end) of each document, in order; the first token of a row always starts one."""
-    spans = []
-    for row, starts in enumerate(starts_BS.cpu()):
-        bounds = [0, *(i for i in starts.nonzero().flatten().tolist() if i), starts.shape[0]]
-        spans += [(row, start, end) for start, end in itertools.pairwise(bounds)]
-    return spans
