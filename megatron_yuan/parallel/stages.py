@@ -5,14 +5,12 @@ from __future__ import annotations
 from megatron_yuan.errors import ConfigError
 
 
-def layers_of_chunks(
-    num_layers: int, pp_size: int, vp_size: int = 1, layout: str | None = None
-) -> list[list[list[int]]]:
+def layers_of_chunks(num_layers: int, pp_size: int, vp_size: int = 1, layout: str | None = None) -> list[list[list[int]]]:
     """Global layer numbers by [stage][chunk].
 
     The model is cut into pp_size x vp_size runs of layers; run i is chunk i // pp_size of stage i % pp_size, so that a
-    microbatch passes each stage once a chunk. `layout` gives the lengths of the runs in that order, such as
-    "2,4,4,2"; without it they are equal, which must come out even.
+    microbatch passes each stage once a chunk. `layout` gives the lengths of the runs in that order, such as "2,4,4,2"; without it
+    they are equal, which must come out even.
     """
     runs = pp_size * vp_size
     lengths = [num_layers // runs] * runs if layout is None else _parse(layout)
@@ -33,8 +31,8 @@ def layers_of_chunks(
         )
     if num_layers < runs:
         raise ConfigError(
-            f"num_layers {num_layers} is less than {pp_size} stages x {vp_size} virtual; each needs at least one "
-            "layer. Fix: fewer --pipeline-model-parallel-size or --virtual-pipeline-model-parallel-size"
+            f"num_layers {num_layers} is less than {pp_size} stages x {vp_size} virtual; each needs at least one layer. "
+            "Fix: fewer --pipeline-model-parallel-size or --virtual-pipeline-model-parallel-size"
         )
     ends = [sum(lengths[: i + 1]) for i in range(runs)]
     all_runs = [list(range(end - length, end)) for end, length in zip(ends, lengths, strict=True)]
