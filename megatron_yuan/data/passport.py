@@ -53,7 +53,7 @@ def read_passport(prefix: str | Path) -> Passport | None:
         if not isinstance(found, dict) or found.get("version", 0) > VERSION:
             raise ValueError(f"version is not {VERSION} or older")
         return Passport(**{name: found[name] for name in known})
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise DataError(f"{path} is damaged or newer than this program ({error}). Fix: preprocess again.") from None
 
 
@@ -74,12 +74,8 @@ def check_passport(prefix: str, passport: Passport, tokenizer: Tokenizer | None)
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file) -> str:
     digest = hashlib.sha256()
-    while block := file.read(2**20):
-        digest.update(block)
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
     return digest.hexdigest()

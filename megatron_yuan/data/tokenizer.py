@@ -1,22 +1,19 @@
-"""The published tokenizer: SentencePiece BPE, with the special tokens split out first, and no <s> anywhere.
+"""Text to token ids and back, exactly as the published Yuan tokenizer does it, with SentencePiece alone.
 
-The released model was trained on ids made by transformers' LlamaTokenizer in its legacy form, so this follows its
-rules to the letter:
+What is unusual:
 
-- a special token in the text is that token, whatever stands beside it; each stretch of text between special tokens
-  is encoded on its own and so gets SentencePiece's leading space;
-- decoding puts a space before a special token that follows text (unless text starts there), and between a token added
-  beyond the model's pieces and its neighbours.
-
-A model trained by tools/train_tokenizer.py has the same special tokens as pieces and follows the same rules.
+- The special tokens are cut out of the text first; each piece of text between them is encoded by itself, so each gets
+  SentencePiece's leading space of its own. No token is put before or after the text.
+- Special tokens that the SentencePiece model lacks get the ids after its last one, in their published order.
+- Decoding writes spaces around special tokens by rules of their own (`decode`), those of transformers 4.41.2's
+  LlamaTokenizer in its legacy mode, with which the model was published.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
@@ -24,57 +21,62 @@ import sentencepiece
 from megatron_yuan.errors import DataError
 
 EOD = "<eod>"
-SPECIAL_TOKENS = (
-    "<sep>", "<pad>", "<mask>", "<predict>", "<FIM_SUFFIX>", "<FIM_PREFIX>", "<FIM_MIDDLE>", "<commit_before>",
-    "<commit_msg>", "<commit_after>", "<jupyter_start>", "<jupyter_text>", "<jupyter_code>", "<jupyter_output>",
+PAD = "<pad>"
+ADDED_TOKENS = (
+    "<sep>",
+    PAD,
+    "<mask>",
+    "<predict>",
+    "<FIM_SUFFIX>",
+    "<FIM_PREFIX>",
+    "<FIM_MIDDLE>",
+    "<commit_before>",
+    "<commit_msg>",
+    "<commit_after>",
+    "<jupyter_start>",
+    "<jupyter_text>",
+    "<jupyter_code>",
+    "<jupyter_output>",
     "<empty_output>",
-)  # fmt: skip
-"""In the published order: those that are no pieces of the model get the ids after its last, in this order."""
-SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for a space
+)
+"""In the order in which the published code adds them, which gives those missing from the model their ids."""
+
+SPECIAL_TOKENS = (EOD, *ADDED_TOKENS)
+SPACE = "\u2581"  # how SentencePiece writes a space inside a piece
 
 
 class Tokenizer:
-    """Text to ids and back.
+    """A SentencePiece model with the published special tokens.
 
-    Raises DataError where `path` is no SentencePiece model.
+    `path`: file in SentencePiece's format. Raises DataError if it is missing or something else.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
-            proto = self.path.read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"tokenizer_model {path} cannot be read ({error.strerror}). Fix: name a SentencePiece .model file."
-            ) from None
-        self.model = sentencepiece.SentencePieceProcessor()
-        try:
-            self.model.LoadFromSerializedProto(proto)
-        except RuntimeError:
-            raise DataError(f"tokenizer_model {path} is no SentencePiece model. Fix: name the right file.") from None
-        self.sha256 = hashlib.sha256(proto).hexdigest()
-        self._unknown = self.model.IdToPiece(self.model.unk_id())
-        self._begin = self.model.IdToPiece(self.model.bos_id()) if self.model.bos_id() >= 0 else None
-        self.special_ids = self._number_special_tokens()
-        longest_first = sorted(self.special_ids, key=len, reverse=True)
-        self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-
-    def _number_special_tokens(self) -> dict[str, int]:
-        ids = {}
-        following = len(self.model)
-        for token in (self._unknown, self._begin, EOD, *SPECIAL_TOKENS):
-            if token is None:
-                continue
-            piece = self.model.PieceToId(token)
-            if piece == self.model.unk_id() and token != self._unknown:  # not a piece
-                piece, following = following, following + 1
-            ids[token] = piece
-        return ids
+        self._model, self.sha256 = _open_model(self.path)
+        own = self._model.get_piece_size()
+        pieces: list[str] = self._model.id_to_piece(list(range(own)))
+        unknown = pieces[self._model.unk_id()]
+        # In the text, the words of these three mean the tokens too: <s>, <eod>, <unk>.
+        basic = ["<s>", EOD, unknown]
+        special_ids: dict[str, int] = {}
+        for token in (*basic, *ADDED_TOKENS):
+            token_id = self._model.piece_to_id(token)
+            if token_id == self._model.unk_id() and token != unknown:
+                token_id = len(pieces)
+                pieces.append(token)
+            special_ids[token] = token_id
+        self._pieces = pieces
+        self._ids_in_text = special_ids
+        self._appended = {token for token in ADDED_TOKENS if special_ids[token] >= own}
+        self._cut = re.compile("(" + "|".join(map(re.escape, special_ids)) + ")")
+        self.special_ids = {token: special_ids[token] for token in SPECIAL_TOKENS}
+        """The published special tokens and their ids."""
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids in use, with the tokens added beyond the model's pieces."""
-        return max(len(self.model), 1 + max(self.special_ids.values()))
+        """Ids in use, those of the special tokens included; every id is below it."""
+        return len(self._pieces)
 
     @property
     def eod_id(self) -> int:
@@ -84,67 +86,104 @@ class Tokenizer:
     @property
     def pad_id(self) -> int:
         """Id of <pad>."""
-        return self.special_ids["<pad>"]
-
-    @cached_property
-    def _special_names(self) -> dict[int, str]:
-        return {number: token for token, number in self.special_ids.items()}
+        return self.special_ids[PAD]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; nothing is added in front or behind."""
+        """Ids of `text`, nothing put before or after. DataError if `text` is not Unicode (half a surrogate pair)."""
         ids: list[int] = []
-        for part in self._special.split(text):
-            if part in self.special_ids:
-                ids.append(self.special_ids[part])
-            elif part:
-                ids += self.model.EncodeAsIds(part)
+        try:
+            for part in self._cut.split(text):
+                if part in self._ids_in_text:
+                    ids.append(self._ids_in_text[part])
+                elif part:
+                    ids.extend(self._model.encode(part))
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"character {text[error.start : error.end]!a} of the text is half a surrogate pair, not a character. "
+                "Fix: write the text in UTF-8, characters beyond U+FFFF as one."
+            ) from None
         return ids
 
-    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """Ids of each text, all stretches of them encoded together on `threads` threads; the same ids as `encode`."""
-        parts = [[part for part in self._special.split(text) if part] for text in texts]
-        stretches = [part for each in parts for part in each if part not in self.special_ids]
-        encoded = iter(self.model.EncodeAsIds(stretches, num_threads=threads))
-        batch: list[list[int]] = []
-        for each in parts:
-            ids: list[int] = []
-            for part in each:
-                ids += [self.special_ids[part]] if part in self.special_ids else next(encoded)
-            batch.append(ids)
-        return batch
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`. DataError for an id outside the vocabulary.
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special tokens spelled out. Raises DataError for an id outside the vocabulary."""
-        parts: list[str] = []  # runs of pieces and, between them, tokens beyond the model's pieces
-        run: list[int] = []
-        for number in ids:
-            if not 0 <= number < self.vocab_size:
-                raise DataError(f"id {number} is outside the tokenizer's vocabulary of {self.vocab_size}.")
-            if number < len(self.model):
-                run.append(number)
+        Special tokens of the SentencePiece model stand as they are, and for each the text before it gets a space in
+        front, unless the token comes first or follows another. Appended ones (`<mask>`, `<FIM_PREFIX>` ...) are set off
+        by a space on both sides.
+        """
+        parts: list[str] = []
+        run: list[str] = []
+        for piece in self._to_pieces(ids):
+            if piece not in self._appended:
+                run.append(piece)
                 continue
-            if run and (text := self._decode_run(run)):
-                parts.append(text)
-            run = []
-            parts.append(self._special_names[number])
+            if run:
+                text = self._decode_run(run)
+                if text:
+                    parts.append(text)
+                run = []
+            parts.append(piece)
         if run:
             parts.append(self._decode_run(run))
-        return " ".join(parts)  # legacy: a last run without text still gets its space
+        return " ".join(parts)
 
-    def _decode_run(self, ids: Sequence[int]) -> str:
-        pieces = [self.model.IdToPiece(number) for number in ids]
-        if pieces[0].startswith(SPACE):
-            pieces[0] = pieces[0][1:]
-        text, stretch, after_special = "", [], False
-        for i, (number, piece) in enumerate(zip(ids, pieces, strict=True)):
-            if number in self._special_names and piece == self._special_names[number]:
-                if not after_special and i:
+    def spell(self, ids: Iterable[int]) -> str:
+        """Text that `encode` makes `ids` of, space for space, where `decode` has the published spacing."""
+        text, run = "", []
+        for piece in self._to_pieces(ids):
+            if piece in self._ids_in_text:
+                text += self._model.decode_pieces(run) + piece
+                run = []
+            else:
+                run.append(piece)
+        return text + self._model.decode_pieces(run)
+
+    def _to_pieces(self, ids: Iterable[int]) -> list[str]:
+        pieces = []
+        for token_id in ids:
+            if not 0 <= token_id < len(self._pieces):
+                raise DataError(
+                    f"token id {token_id} is outside the vocabulary of {self.path} ({len(self._pieces)} ids). "
+                    "Fix: use the tokenizer that made the ids."
+                )
+            pieces.append(self._pieces[token_id])
+        return pieces
+
+    def _decode_run(self, pieces: list[str]) -> str:
+        """Text of pieces none of which is an appended token; `pieces` is not empty."""
+        pieces = [pieces[0].removeprefix(SPACE), *pieces[1:]]
+        text, run, after_special = "", [], False
+        for position, piece in enumerate(pieces):
+            if piece in self._ids_in_text:
+                if position and not after_special:
                     text += " "
-                text += self.model.DecodePieces(stretch) + piece
-                stretch, after_special = [], True
-                continue
-            if after_special and i == 1 and not piece.startswith(SPACE):
-                text += " "
-            stretch.append(piece)
-            after_special = False
-        return text + self.model.DecodePieces(stretch)
+                text += self._model.decode_pieces(run) + piece
+                run, after_special = [], True
+            else:
+                if after_special and position == 1 and not piece.startswith(SPACE):
+                    text += " "
+                run.append(piece)
+                after_special = False
+        return text + self._model.decode_pieces(run)
+
+
+def _open_model(path: Path) -> tuple[sentencepiece.SentencePieceProcessor, str]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"tokenizer_model {path} cannot be read ({error.strerror}). "
+            "Fix: name a SentencePiece model; tools/train_tokenizer.py makes one."
+        ) from None
+    model = sentencepiece.SentencePieceProcessor()
+    try:
+        if not data:
+            raise RuntimeError("it is empty")
+        model.LoadFromSerializedProto(data)
+        if model.get_piece_size() == 0:
+            raise RuntimeError("it has no pieces")
+    except RuntimeError:
+        raise DataError(
+            f"tokenizer_model {path} is not a SentencePiece model. Fix: name a file in that format."
+        ) from None
+    return model, hashlib.sha256(data).hexdigest()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from megatron_yuan.mcore.compat import quiet
 from megatron_yuan.mcore.version import check_version
@@ -15,20 +13,25 @@ check_version()
 with quiet():
     from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
-__all__ = ["IndexedDataset", "IndexedWriter"]
+__all__ = ["IndexedDataset", "IndexedDatasetBuilder", "IndexedWriter"]
 
 
 class IndexedWriter:
-    """Writes documents one by one; `finish` writes the index."""
+    """Writes documents, one sequence each; `finish` writes the index."""
 
     def __init__(self, data: Path, dtype: np.dtype) -> None:
         self._builder = IndexedDatasetBuilder(str(data), dtype=dtype.type)
-        self._convert = torch.int32 if dtype.itemsize <= 4 else torch.int64
 
-    def add(self, ids: Sequence[int]) -> None:
-        """Append one document of token ids."""
-        self._builder.add_document(torch.tensor(ids, dtype=self._convert), [len(ids)])
+    def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Append documents: their ids one after another, and the number of ids of each."""
+        for document in np.split(ids, np.cumsum(lengths)[:-1]):
+            # Asks for a tensor, but makes an array of it first thing; from an array that is ten times as fast.
+            self._builder.add_document(document, [len(document)])  # type: ignore[arg-type]
 
     def finish(self, index: Path) -> None:
         """Close the data and write the index."""
         self._builder.finalize(str(index))
+
+    def close(self) -> None:
+        """Let go of the data without an index."""
+        self._builder.data_file.close()
