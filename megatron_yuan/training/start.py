@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,9 @@ from megatron_yuan.checkpoint.load import is_checkpoint, load_checkpoint, open_c
 from megatron_yuan.config.schema import Config
 from megatron_yuan.config.yaml_file import to_yaml
 from megatron_yuan.data.datasets import Sources, build_training_samples, build_validation_samples
+from megatron_yuan.data.fim import FimSamples
 from megatron_yuan.data.sampler import Microbatches, SampleSource
+from megatron_yuan.data.tokenizer import Tokenizer
 from megatron_yuan.parallel.topology import Topology
 from megatron_yuan.planning.accounting import TRAINING_PASSES, count_parameters, forward_flops
 from megatron_yuan.report.peak import device_peak
@@ -29,7 +32,7 @@ def start_run(config: Config, topology: Topology, sources: Sources, remarks: Seq
     log.configure(topology.rank, topology.world_size)
     for remark in remarks:
         log.logger.info(remark)
-    samples = build_training_samples(sources, config.data, _samples_in_run(config), config.training.seed)
+    samples = _training_samples(config, sources)
     held_out = build_validation_samples(sources, config.data, config.training.seed)
     model = build_training_model(config, topology)
     run = Run(
@@ -44,6 +47,15 @@ def start_run(config: Config, topology: Topology, sources: Sources, remarks: Seq
     run.telemetry = _open_telemetry(run)
     _introduce(run, origin)
     return run
+
+
+def _training_samples(config: Config, sources: Sources) -> SampleSource:
+    data, seed = config.data, config.training.seed
+    samples = build_training_samples(sources, data, _samples_in_run(config), seed)
+    if data.fim_rate == 0:
+        return samples
+    assert data.tokenizer_model is not None, "validate_run asks for it"
+    return FimSamples(samples, Tokenizer(data.tokenizer_model), data.fim_rate, data.fim_spm_rate, seed, sources.eod_id)
 
 
 def _samples_in_run(config: Config) -> int:
@@ -85,6 +97,9 @@ def _open_telemetry(run: Run) -> Telemetry:
         return SilentTelemetry()
     config = run.config
     folder = open_run_folder(config.checkpoint.save, to_yaml(config)) if config.checkpoint.save else None
+    tokenizer = config.data.tokenizer_model
+    if folder is not None and tokenizer is not None and Path(tokenizer).resolve() != folder.tokenizer.resolve():
+        shutil.copyfile(tokenizer, folder.tokenizer)
     dtype = torch.bfloat16 if config.optimizer.bf16 else torch.float32
     arithmetic = Arithmetic(
         flops_per_token=TRAINING_PASSES * forward_flops(config.model, config.data.seq_length).causal,
