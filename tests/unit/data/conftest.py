@@ -12,8 +12,10 @@ import pytest
 from megatron_yuan.data.tokenizer import Tokenizer
 from megatron_yuan.data.train_tokenizer import train_tokenizer
 
-WORDS = ["one", "apple", "and", "seven", "pears", "were", "sold", "for", "three", "coins", "at", "noon", "return"]
-WORDS += ["小明", "有", "苹果", "和", "梨", "一共", "卖", "了", "三", "元", "def", "in"]
+WORDS = (
+    "the cat reads one long book by night and buys seven pears for 12 coins 猫 在 夜里 读 一本 长书 给 小明 苹果 。 é"
+)
+LAYOUT = ("\n", "  ", "    return x", "\t", "🙂", "ß", "龘")
 
 
 def make_texts(seed: int, number: int) -> list[str]:
