@@ -126,6 +126,10 @@ def _text_of(found: dict[str, Any], key: str) -> str:
     text = found[key]
     if not isinstance(text, str):
         raise DataError(f"key {key!r} holds a {type(text).__name__}, not text. Fix: --json-keys KEY, or mend the line.")
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise DataError(f"key {key!r} holds half a surrogate pair, which is no character. Fix: mend the line.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(
+            f"key {key!r} holds half a surrogate pair, which is no character. Fix: mend the line."
+        ) from None
     return text

@@ -90,18 +90,19 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, nothing put before or after. DataError if `text` is not Unicode (half a surrogate pair)."""
-        ids: list[int] = []
         try:
-            for part in self._cut.split(text):
-                if part in self._ids_in_text:
-                    ids.append(self._ids_in_text[part])
-                elif part:
-                    ids.extend(self._model.encode(part))
+            text.encode("utf-8")  # takes next to no time, and what SentencePiece says instead depends on its release
         except UnicodeEncodeError as error:
             raise DataError(
                 f"character {text[error.start : error.end]!a} of the text is half a surrogate pair, not a character. "
                 "Fix: write the text in UTF-8, characters beyond U+FFFF as one."
             ) from None
+        ids: list[int] = []
+        for part in self._cut.split(text):
+            if part in self._ids_in_text:
+                ids.append(self._ids_in_text[part])
+            elif part:
+                ids.extend(self._model.encode(part))
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
