@@ -7,7 +7,7 @@
 # an earlier run is kept beside the new one.
 #
 #   QUICKSTART_DIR=runs/quickstart   where everything goes
-#   QUICKSTART_STEPS=1600            optimizer steps in all
+#   QUICKSTART_STEPS=800             optimizer steps in all
 #   QUICKSTART_DOCUMENTS=32000       training documents in each language
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,7 +15,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source examples/environment.sh
 
 DIR=${QUICKSTART_DIR:-runs/quickstart}
-STEPS=${QUICKSTART_STEPS:-1600}
+STEPS=${QUICKSTART_STEPS:-800}
 DOCUMENTS=${QUICKSTART_DOCUMENTS:-32000}
 STAGES=2
 VOCAB_SIZE=1536
@@ -53,9 +53,8 @@ pretrain() { # the same command starts the run and, while it is unfinished, resu
     torchrun --standalone --nproc-per-node "$STAGES" pretrain_yuan_moe.py --preset tiny \
         --pipeline-model-parallel-size "$STAGES" \
         --data-path 0.5 "$DIR/data/en_text_document" 0.5 "$DIR/data/zh_text_document" \
-        --tokenizer-model "$DIR/data/tokenizer.model" --vocab-size "$VOCAB_SIZE" --reset-attention-mask \
-        --micro-batch-size 1 --global-batch-size 4 --lr 3e-3 --min-lr 1.5e-4 --init-method-std 0.08 \
-        --train-iters "$STEPS" --save "$DIR/run" "$@"
+        --tokenizer-model "$DIR/data/tokenizer.model" --vocab-size "$VOCAB_SIZE" \
+        --train-iters "$STEPS" --log-interval 20 --save "$DIR/run" "$@"
 }
 
 section "pretraining on $STAGES pipeline stages: the first half of $STEPS steps"

@@ -1,4 +1,4 @@
-"""Pretraining of mixture-of-experts language models of the Yuan 2.0-M32 family. The story starts in pretrain_yuan_moe.py."""
+"""Pretraining of mixture-of-experts language models of the Yuan 2.0-M32 family; see pretrain_yuan_moe.py."""
 
 from __future__ import annotations
 

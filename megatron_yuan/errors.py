@@ -1,6 +1,7 @@
 """The errors a user can cause. Each names the setting, its value, the rule and the fix, in one or two lines.
 
-A command line prints a `YuanError` as its message alone and exits with 2; anything else is a bug and shows its traceback.
+A command line prints a `YuanError` as its message alone and exits with 2; anything else is a bug and shows its
+traceback.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class ParallelError(YuanError):
 
 
 def run_command_line(main: Callable[[], int | None]) -> None:
-    """Run `main` as a program: a `YuanError` becomes one message on stderr and exit code 2; a bug keeps its traceback."""
+    """Run `main` as a program: a `YuanError` becomes one message on stderr and exit code 2; a bug its traceback."""
     try:
         code = main()
     except YuanError as error:

@@ -121,7 +121,8 @@ def _virtual_stages(config: Config, layers_each: int | None) -> dict[str, int]:
     layers, stages = config.model.num_layers, config.parallel.pipeline_model_parallel_size
     if layers % (stages * layers_each):
         raise ConfigError(
-            f"--num-layers-per-virtual-pipeline-stage {layers_each} x {stages} stages do not divide num-layers {layers};"
+            f"--num-layers-per-virtual-pipeline-stage {layers_each} x {stages} stages do not divide num-layers "
+            f"{layers};"
             "\ngive --virtual-pipeline-model-parallel-size and --pipeline-model-parallel-layout instead."
         )
     return {"virtual_pipeline_model_parallel_size": layers // stages // layers_each}

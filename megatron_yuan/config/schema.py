@@ -1,7 +1,7 @@
 """Every setting of a run: frozen dataclasses, one sentence a field, named after Megatron-LM's arguments.
 
 Leaf names are unique across sections, so that each field has one flat flag: `model.num_layers` is `--num-layers`.
-This file knows neither torch nor megatron. Derived figures are properties; rules between settings live in `validate.py`.
+This file knows neither torch nor megatron. Derived figures are properties; rules between settings: `validate.py`.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class ModelConfig:
     rotary_percent: float = 0.5
     """Share of each head's width that is rotated; the rest passes through."""
     rotary_ntk_factor: float = 1.0
-    """Context extension s: the base becomes base * s^(D / (D - 2)), D the rotated width (the paper's 40890 is s = 4)."""
+    """Context extension s: the base becomes base * s^(D / (D - 2)), D the rotated width (40890 is s = 4)."""
     rotary_rounding: Literal["none", "frequencies", "all"] = "none"
-    """Round to bfloat16 the inverse frequencies (published training code) or angles, cos and sin too (published HF code)."""
+    """Round to bfloat16 the inverse frequencies (as published training did), or angles, cos, sin too (published HF)."""
     num_experts: int = 32
     """Number E of experts in each layer."""
     moe_router: RouterName = "attention"
@@ -51,7 +51,7 @@ class ModelConfig:
     moe_router_topk: int = 2
     """Number k of experts that a token visits."""
     moe_experts: Literal["grouped", "looped"] = "grouped"
-    """How experts are computed: grouped (fast) or looped (the slow, obvious oracle; exact to the bit between batches)."""
+    """How experts are computed: grouped (fast) or looped (the slow, obvious oracle; to the bit between batches)."""
     attention_dropout: float = 0.0
     """Dropout of the attention probabilities in training (the published scripts' --flash-attn-drop)."""
     hidden_dropout: float = 0.0
@@ -106,7 +106,7 @@ class DataConfig:
     reset_position_ids: bool = False
     """Restart positions after each <eod> (the published scripts do)."""
     reset_attention_mask: bool = False
-    """Isolate the documents of a packed row: attention, localized filter and positions (published training does not)."""
+    """Isolate the documents of a packed row: attention, localized filter, positions (published training does not)."""
     eod_mask_loss: bool = False
     """Leave the loss on <eod> inputs out (published training keeps it)."""
     fim_rate: float = 0.0

@@ -13,6 +13,8 @@ from megatron_yuan import log
 from megatron_yuan.checkpoint.load import is_checkpoint, load_checkpoint, open_checkpoint
 from megatron_yuan.config.schema import Config
 from megatron_yuan.config.yaml_file import to_yaml
+from megatron_yuan.convert.hf import load_hf
+from megatron_yuan.convert.hf_folder import is_hf_folder, open_hf_folder
 from megatron_yuan.data.datasets import Sources, build_training_samples, build_validation_samples
 from megatron_yuan.data.fim import FimSamples
 from megatron_yuan.data.sampler import Microbatches, SampleSource
@@ -77,6 +79,10 @@ def _load(run: Run, model: TrainingModel) -> str:
     path = settings.save if resuming else settings.load
     if path is None:
         return f"new weights from seed {run.config.training.seed}"
+    if not is_checkpoint(path) and is_hf_folder(Path(path)):
+        load_hf(open_hf_folder(Path(path)), {name: p.data for name, p in model.parameters.items()})
+        model.optimizer.take_weights()
+        return f"weights of the Hugging Face folder {path}"
     checkpoint = open_checkpoint(path, settings.ckpt_step, run.topology)
     with_optimizer = settings.load_optim and not settings.finetune and checkpoint.has_optimizer
     weights = {name: parameter.data for name, parameter in model.parameters.items()}

@@ -50,9 +50,7 @@ def test_every_layout_gives_the_losses_of_one_process(config, alone, stages, rep
     assert all(steps == by_rank[0] for steps in by_rank), "the ranks disagree among themselves"
     ratios = [abs(a["loss"] / b["loss"] - 1) for a, b in zip(by_rank[0], alone, strict=True)]
     with capsys.disabled():
-        print(
-            f"\n{stages} stages x {replicas} replicas x {virtual} virtual: first {ratios[0]:.1e}, worst {max(ratios):.1e}"
-        )
+        print(print(f"\n{stages} x {replicas} x {virtual}: first {ratios[0]:.1e}, worst {max(ratios):.1e}"))
     assert ratios[0] <= 1e-6
     # Sums in another order differ by 1e-7; where two experts tie within that, a token takes the other: up to 1e-4.
     assert max(ratios) <= 1e-4
