@@ -45,7 +45,7 @@ def main() -> None:
             nonlocal last
             last = progress
             bar.update(
-                task, completed=progress.disk_bytes, total=progress.disk_bytes_total, description=describe(progress)
+                task, completed=progress.disk_bytes, total=progress.disk_bytes_total, description=rates(progress)
             )
 
         passports = preprocess(
@@ -62,16 +62,15 @@ def main() -> None:
         print(f"{arguments.output_prefix}_{key}_document: {passport.documents:,} documents, {passport.tokens:,} tokens")
     if last.left_out:
         print(f"{last.left_out:,} documents without text left out")
-    print(describe(last))
+    print(f"{last.input_bytes / 1e6:,.1f} MB in {last.seconds:,.1f} s: {rates(last)}")
 
 
-def describe(progress: Progress) -> str:
-    """One line on how much was read and how fast."""
+def rates(progress: Progress) -> str:
+    """How fast it goes, or went."""
     seconds = max(progress.seconds, 1e-9)
-    megabytes = progress.input_bytes / 1e6
     return (
-        f"{megabytes:,.1f} MB in {progress.seconds:,.1f} s: {progress.documents / seconds:,.0f} documents/s, "
-        f"{megabytes / seconds:,.2f} MB/s, {progress.tokens / seconds:,.0f} tokens/s"
+        f"{progress.documents / seconds:,.0f} documents/s, {progress.input_bytes / 1e6 / seconds:,.2f} MB/s, "
+        f"{progress.tokens / seconds:,.0f} tokens/s"
     )
 
 
