@@ -47,9 +47,10 @@ def parse_blend(setting: str, entries: Sequence[str]) -> list[Source]:
             "Fix: write W1 PREFIX1 W2 PREFIX2 ..., or prefixes alone."
         )
     prefixes = list(entries[1::2] if weighted else entries)
-    twice = {prefix for prefix in prefixes if prefixes.count(prefix) > 1}
-    if twice:
-        raise DataError(f"{setting} names {sorted(twice)[0]} twice. Fix: name it once, with the sum of its weights.")
+    places = [Path(prefix).resolve() for prefix in prefixes]
+    for i, prefix in enumerate(prefixes):
+        if places[i] in places[:i]:
+            raise DataError(f"{setting} names {prefix} twice. Fix: name it once, with the sum of its weights.")
     weights = [float(entry) for entry in entries[::2]] if weighted else [math.nan] * len(prefixes)
     if weighted and not (all(math.isfinite(w) and w >= 0 for w in weights) and sum(weights) > 0):
         raise DataError(

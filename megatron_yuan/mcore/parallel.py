@@ -5,11 +5,15 @@ Names re-exported by theme; whatever is private upstream or differs between vers
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from megatron_yuan.mcore.compat import quiet
 from megatron_yuan.mcore.version import check_version
 
 check_version()
 with quiet():
+    # The schedules import this in the midst of the first step; here its remarks are hidden too.
+    import_module("megatron.core.transformer.multi_token_prediction")
     # The schedules import this in the midst of the first step; here its remarks are hidden too.
     from megatron.core import parallel_state
     from megatron.core.distributed import (
