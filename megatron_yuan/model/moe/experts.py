@@ -5,7 +5,7 @@ Shapes: R rows, H hidden, F ffn, E experts.
 - y = W_down (silu(W_gate x) * W_up x * p): the routing weight p is folded in before the down projection, which is
   exact because experts have no biases, and spares keeping the unweighted output for backward.
 - gate_up [E, 2F, H]: the gate's F rows first, then up's; down [E, H, F]. No biases.
-- "grouped" is one grouped product a projection (grouped.py); "looped" is the oracle, expert by expert.
+- "grouped" is grouped_swiglu.py; "looped" is its oracle, expert by expert in plain torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from megatron_yuan.config.schema import ModelConfig
 from megatron_yuan.model.moe.dispatch import Dispatch
-from megatron_yuan.model.moe.grouped import grouped_linear
+from megatron_yuan.model.moe.grouped_swiglu import grouped_swiglu
 
 
 class Experts(nn.Module):
@@ -33,18 +33,12 @@ class Experts(nn.Module):
         """Outputs [R, H] of rows sorted by expert, each times its routing weight."""
         if self.looped:
             return self._forward_looped(x_RH, weights_R, dispatch)
-        h_R2F = grouped_linear(x_RH, self.gate_up, dispatch)
-        return grouped_linear(swiglu(h_R2F, weights_R), self.down, dispatch)
+        return grouped_swiglu(x_RH, weights_R, self.gate_up, self.down, dispatch)
 
     def _forward_looped(self, x_RH: Tensor, weights_R: Tensor, dispatch: Dispatch) -> Tensor:
         counts = dispatch.counts_E.tolist()
         parts = []
-        for e, (x, w) in enumerate(zip(x_RH.split(counts), weights_R.split(counts), strict=True)):
-            parts.append(F.linear(swiglu(F.linear(x, self.gate_up[e]), w), self.down[e]))
+        for e, (x, p) in enumerate(zip(x_RH.split(counts), weights_R.split(counts), strict=True)):
+            gate, up = F.linear(x, self.gate_up[e]).chunk(2, dim=-1)
+            parts.append(F.linear(F.silu(gate) * up * p.unsqueeze(-1), self.down[e]))
         return torch.cat(parts)
-
-
-def swiglu(h_R2F: Tensor, weights_R: Tensor) -> Tensor:
-    """silu(gate) * up * weight, [R, 2F] -> [R, F]."""
-    gate, up = h_R2F.chunk(2, dim=-1)
-    return F.silu(gate) * up * weights_R.unsqueeze(-1)

@@ -1,0 +1,99 @@
+"""All experts' SwiGLU networks over rows sorted by expert, forward and backward, keeping as little as can be.
+
+Shapes: R rows, H hidden, F ffn, E experts; per expert r of the R rows.
+
+    h = x W1^T,   a = silu(gate) * up * p   with (gate, up) the halves of h,   y = a W2^T
+
+Only x and h are kept for backward; a is made again there, from one pass over h. With g = dL/da, s = silu(gate):
+    dp = sum_F g s up,   dup = g p s,   dgate = silu'(gate) g p up.
+
+- On a GPU in bfloat16 each product is torch's grouped_mm: one kernel for all experts, no copy to the host.
+- Elsewhere experts go one after another, each a plain product written into place. On a CPU that is the faster form: an
+  expert's rows stay in cache between the products, and grouped_mm there is 2-3 times as slow forward and up to 1.7
+  times as slow for the weights' gradient (tools/benchmark.py measures the whole step).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_yuan.model.moe.dispatch import Dispatch
+
+
+def grouped_swiglu(x_RH: Tensor, p_R: Tensor, gate_up_E2FH: Tensor, down_EHF: Tensor, dispatch: Dispatch) -> Tensor:
+    """y [R, H]: each row through its expert, times its routing weight p. Experts without rows are fine."""
+    if x_RH.is_cuda and _fits_grouped_mm(x_RH, gate_up_E2FH, down_EHF):
+        return _Grouped.apply(x_RH, p_R, gate_up_E2FH, down_EHF, dispatch.ends_E)
+    return _OneByOne.apply(x_RH, p_R, gate_up_E2FH, down_EHF, dispatch.counts_E.tolist())
+
+
+def activation(h_R2F: Tensor, p_R: Tensor) -> Tensor:
+    """silu(gate) * up * p, [R, F]."""
+    gate, up = h_R2F.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up).mul_(p_R.unsqueeze(1))
+
+
+def activation_backward(grad_RF: Tensor, h_R2F: Tensor, p_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The activation again, and the gradients by h [R, 2F] and by p [R], from the gradient by the activation."""
+    gate, up = h_R2F.chunk(2, dim=-1)
+    silu_up = F.silu(gate)
+    grad_h = torch.empty_like(h_R2F)
+    grad_gate, grad_up = grad_h.chunk(2, dim=-1)
+    weighted = grad_RF * p_R.unsqueeze(1)
+    torch.mul(weighted, silu_up, out=grad_up)
+    grad_gate.copy_(torch.ops.aten.silu_backward(weighted.mul_(up), gate))
+    silu_up.mul_(up)
+    grad_p = torch.linalg.vecdot(grad_RF, silu_up)
+    return silu_up.mul_(p_R.unsqueeze(1)), grad_h, grad_p
+
+
+def _fits_grouped_mm(x_RH: Tensor, *weights: Tensor) -> bool:
+    # It wants bfloat16, and rows of a multiple of 16 bytes.
+    return x_RH.dtype == torch.bfloat16 and all(size % 8 == 0 for w in weights for size in w.shape[1:])
+
+
+class _Grouped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_RH: Tensor, p_R: Tensor, gate_up: Tensor, down: Tensor, ends_E: Tensor) -> Tensor:
+        h_R2F = F.grouped_mm(x_RH, gate_up.transpose(1, 2), offs=ends_E)
+        ctx.save_for_backward(x_RH, h_R2F, p_R, gate_up, down, ends_E)
+        return F.grouped_mm(activation(h_R2F, p_R), down.transpose(1, 2), offs=ends_E)
+
+    @staticmethod
+    def backward(ctx, grad_RH: Tensor) -> tuple[Tensor | None, ...]:
+        x_RH, h_R2F, p_R, gate_up, down, ends_E = ctx.saved_tensors
+        a_RF, grad_h, grad_p = activation_backward(F.grouped_mm(grad_RH, down, offs=ends_E), h_R2F, p_R)
+        grad_down = F.grouped_mm(grad_RH.t(), a_RF, offs=ends_E)
+        grad_gate_up = F.grouped_mm(grad_h.t(), x_RH, offs=ends_E)
+        return F.grouped_mm(grad_h, gate_up, offs=ends_E), grad_p, grad_gate_up, grad_down, None
+
+
+class _OneByOne(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_RH: Tensor, p_R: Tensor, gate_up: Tensor, down: Tensor, counts: list[int]) -> Tensor:
+        h_R2F = x_RH.new_empty(x_RH.shape[0], gate_up.shape[1])
+        y_RH = torch.empty_like(x_RH)
+        rows = (each.split(counts) for each in (x_RH, p_R, h_R2F, y_RH))
+        for x, p, h, y, w1, w2 in zip(*rows, gate_up, down, strict=True):
+            torch.mm(x, w1.t(), out=h)
+            torch.mm(activation(h, p), w2.t(), out=y)
+        ctx.counts = counts
+        ctx.save_for_backward(x_RH, h_R2F, p_R, gate_up, down)
+        return y_RH
+
+    @staticmethod
+    def backward(ctx, grad_RH: Tensor) -> tuple[Tensor | None, ...]:
+        x_RH, h_R2F, p_R, gate_up, down = ctx.saved_tensors
+        grad_x, grad_p = torch.empty_like(x_RH), torch.empty_like(p_R)
+        grad_gate_up, grad_down = torch.empty_like(gate_up), torch.empty_like(down)
+        rows = (each.split(ctx.counts) for each in (grad_RH, x_RH, h_R2F, p_R, grad_x, grad_p))
+        weights = (gate_up, down, grad_gate_up, grad_down)
+        for grad, x, h, p, dx, dp, w1, w2, dw1, dw2 in zip(*rows, *weights, strict=True):
+            a, dh, dp_here = activation_backward(grad @ w2, h, p)
+            dp.copy_(dp_here)
+            torch.mm(grad.t(), a, out=dw2)  # zeros where the expert has no rows
+            torch.mm(dh.t(), x, out=dw1)
+            torch.mm(dh, w1, out=dx)
+        return grad_x, grad_p, grad_gate_up, grad_down, None
