@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
 from megatron_yuan.config.schema import DataConfig
-from megatron_yuan.data.blend import Source, check_token_ids, parse_blend
+from megatron_yuan.data.blend import Source, check_token_ids, parse_blend, read_index
 from megatron_yuan.data.passport import Passport, check_passport, read_passport
 from megatron_yuan.data.sampler import SampleSource
 from megatron_yuan.data.tokenizer import Tokenizer
@@ -55,7 +56,7 @@ def open_sources(config: DataConfig, vocab_size: int) -> Sources:
         splits = WHOLE[TRAIN], WHOLE[VALID]
     elif config.data_path:
         train = parse_blend("data_path", config.data_path)
-        valid = train if _share(config.split, VALID) > 0 else []
+        valid = train  # where the split leaves it nothing, no samples are built
         splits = config.split, config.split
         if config.valid_data_path:
             valid, splits = parse_blend("valid_data_path", config.valid_data_path), (config.split, WHOLE[VALID])
@@ -72,13 +73,23 @@ def open_sources(config: DataConfig, vocab_size: int) -> Sources:
         if passport is None or passport.vocab_size > vocab_size:
             check_token_ids("data_path", source, vocab_size)
     for source in sources.train:
-        if source.tokens * _share(sources.train_split, TRAIN) < config.seq_length + 1:
+        tokens = split_tokens(source, sources.train_split, TRAIN)
+        if tokens < config.seq_length + 1:
             raise DataError(
                 f"seq_length {config.seq_length} needs {config.seq_length + 1} tokens a sample, but the training part "
-                f"of {source.prefix} has about {int(source.tokens * _share(sources.train_split, TRAIN))}. "
+                f"of {source.prefix} (split {sources.train_split}, in whole documents) has {tokens}. "
                 "Fix: a shorter --seq-length, more data, or another --split."
             )
     return sources
+
+
+def split_tokens(source: Source, split: str, which: int) -> int:
+    """Tokens in one part of a set. A part is whole documents; its bounds are rounded as megatron's builder does it."""
+    _, lengths, _ = read_index(Path(source.prefix + ".idx"))
+    shares = np.array([float(share) for share in split.split(",")])
+    bounds = list(accumulate((shares / shares.sum()).tolist(), initial=0.0))
+    first, end = (round(bound * len(lengths)) for bound in bounds[which : which + 2])
+    return int(lengths[first:end].sum(dtype=np.int64))
 
 
 def build_training_samples(sources: Sources, config: DataConfig, num_samples: int, seed: int) -> SampleSource:
@@ -91,7 +102,7 @@ def build_validation_samples(sources: Sources, config: DataConfig, seed: int) ->
     """By name of the set: each of its validation samples once, in an order of their own."""
     found: dict[str, SampleSource] = {}
     for source in sources.valid:
-        if source.tokens * _share(sources.valid_split, VALID) < config.seq_length + 1:
+        if split_tokens(source, sources.valid_split, VALID) < config.seq_length + 1:
             continue  # too short for one sample: there is nothing to measure on
         samples = _build([source], None, sources.valid_split, VALID, None, config, seed, sources.eod_id)
         if len(samples):
@@ -122,9 +133,7 @@ def _build(
         config.data_cache_path or str(Path(sources[0].prefix).parent / "index-cache"),
         {source.prefix: source.fingerprint for source in sources},
     )
-    if samples is None:
-        names = ", ".join(source.prefix for source in sources)
-        raise DataError(f"split {split} leaves no documents of {names}. Fix: another --split, or more documents.")
+    assert samples is not None, "every part was seen to hold tokens"
     return samples
 
 
@@ -152,9 +161,3 @@ def _eod_id(config: DataConfig, tokenizer: Tokenizer | None, passports: Sequence
         "the id of <eod> is not known: there is no tokenizer_model, no eod_id, and no passport that all sets agree on. "
         "Fix: --tokenizer-model FILE, the one that made the data, or --eod-id ID."
     )
-
-
-def _share(split: str, which: int) -> float:
-    shares = [float(part) for part in split.split(",")]
-    shares += [0.0] * (3 - len(shares))
-    return shares[which] / sum(shares)
