@@ -14,7 +14,6 @@ check_version()
 with quiet():
     # The schedules import this in the midst of the first step; here its remarks are hidden too.
     import_module("megatron.core.transformer.multi_token_prediction")
-    # The schedules import this in the midst of the first step; here its remarks are hidden too.
     from megatron.core import parallel_state
     from megatron.core.distributed import (
         DistributedDataParallel,

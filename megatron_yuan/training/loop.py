@@ -9,6 +9,8 @@ def fit(run: Run) -> None:
     """Train from where the run stands to its last step; validate, save and report on the way, and at the end."""
     config = run.config
     with run.telemetry:
+        if run.step == 0:
+            run.validate(0)
         for step in range(run.step + 1, run.last_step + 1):
             result = run.train_step(step)
             run.telemetry.step(result)
