@@ -1,7 +1,7 @@
 """Pretrain a Yuan mixture-of-experts language model.
 
-    python pretrain_yuan_moe.py --preset tiny --data-path data/zh_text_document --tokenizer-model tokenizer.model
-    --save runs/first torchrun --nproc-per-node 8 pretrain_yuan_moe.py --preset yuan2-m32 --data-path ... --save ...
+    python pretrain_yuan_moe.py --preset tiny --data-path data/zh_text_document --save runs/first
+    torchrun --nproc-per-node 8 pretrain_yuan_moe.py --preset yuan2-m32 --data-path ... --save ...
 
 The story: config -> topology -> data -> model -> fit. `--help` lists every setting; `--dry-run` only counts.
 """
@@ -13,6 +13,7 @@ import sys
 from megatron_yuan.config.load import parse
 from megatron_yuan.config.validate import validate_run, validate_world
 from megatron_yuan.errors import run_command_line
+from megatron_yuan.parallel.launcher import world_size
 
 
 def main() -> None:
@@ -24,13 +25,14 @@ def main() -> None:
         print(dry_run_report(invocation.config, invocation.preset))
         return
 
-    # Settings and data are checked before megatron is loaded and processes meet: a mistake costs no waiting.
+    # Settings and data are checked before torch is loaded and processes meet: a mistake costs no waiting.
     validate_run(invocation.config)
+    config = validate_world(invocation.config, world_size())
     from megatron_yuan.data.datasets import open_sources
+
+    sources = open_sources(config.data, config.model.vocab_size)
     from megatron_yuan.parallel import topology as processes
 
-    config = validate_world(invocation.config, processes.world_size())
-    sources = open_sources(config.data, config.model.vocab_size)
     topology = processes.start(config)
     try:
         from megatron_yuan.training.loop import fit

@@ -6,15 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from megatron_yuan.config.schema import DataConfig
 from megatron_yuan.data.blend import Source, check_token_ids, parse_blend, read_index
 from megatron_yuan.data.passport import Passport, check_passport, read_passport
-from megatron_yuan.data.sampler import SampleSource
 from megatron_yuan.data.tokenizer import Tokenizer
 from megatron_yuan.errors import DataError
+
+if TYPE_CHECKING:  # it loads torch, which checking does without
+    from megatron_yuan.data.sampler import SampleSource
 
 TRAIN, VALID = 0, 1
 WHOLE = {TRAIN: "1,0,0", VALID: "0,1,0"}

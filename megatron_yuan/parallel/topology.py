@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from megatron_yuan.config.schema import Config, ParallelConfig
 from megatron_yuan.errors import ConfigError, ParallelError
+from megatron_yuan.parallel.launcher import world_size
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,6 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
             "Fix: torchrun --nproc-per-node with at most that many processes."
         )
     return torch.device("cuda", local_rank)
-
-
-def world_size() -> int:
-    """Number of processes that torchrun (or any launcher that sets WORLD_SIZE) started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def start(config: Config) -> Topology:
