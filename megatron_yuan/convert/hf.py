@@ -38,6 +38,13 @@ def model_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def check_folder(folder: HfFolder) -> None:
     """CheckpointError, tensor by tensor, unless the folder holds exactly the model that its config.json describes."""
     config = folder.config.model
+    # Before anything is made for each layer and expert: a wrong figure in config.json must not take the memory.
+    if config.num_layers * config.num_experts > len(folder.specs):
+        raise CheckpointError(
+            f"{folder.path} does not hold the model of its config.json: num_hidden_layers {config.num_layers} x "
+            f"moe_num_experts {config.num_experts} are more experts than there are tensors ({len(folder.specs)}); "
+            "correct config.json, or complete the weights"
+        )
     shapes = model_shapes(config)
     wanted: dict[str, tuple[int, ...]] = {}
     problems: list[str] = []

@@ -41,7 +41,8 @@ def export_hf(
 
     Types are kept. Every file of the checkpoint is verified first, against its recorded hash and the model's shape.
     """
-    checkpoint, folder = open_checkpoint(source, ckpt_step), Path(folder)
+    # Resolved, for '.' has no name to put a temporary one beside, and a link to a folder cannot be renamed over.
+    checkpoint, folder = open_checkpoint(source, ckpt_step), Path(folder).resolve()
     config = from_yaml(checkpoint.config_text, source=str(checkpoint.path / layout.CONFIG))
     checkpoint.check_model(model_shapes(config.model))
     require_new(folder)
@@ -58,7 +59,7 @@ def export_hf(
                 layout.write_durably(temporary / file, content)
             layout.sync_folder(temporary)
             os.rename(temporary, folder)
-            layout.sync_folder(folder.resolve().parent)
+            layout.sync_folder(folder.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

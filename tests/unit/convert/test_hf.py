@@ -162,6 +162,10 @@ def choose_more_than_there_are(tensors: Tensors, keys: dict[str, Any]) -> None:
     keys["moe_config"]["moe_top_k"] = 4
 
 
+def claim_a_billion_layers(tensors: Tensors, keys: dict[str, Any]) -> None:
+    keys["num_hidden_layers"] = 10**9
+
+
 def spoil_a_number(tensors: Tensors, keys: dict[str, Any]) -> None:
     keys["hidden_size"] = "24"
 
@@ -179,6 +183,7 @@ def spoil_a_number(tensors: Tensors, keys: dict[str, Any]) -> None:
         (use_another_activation, "hidden_act is 'gelu'"),
         (drop_a_key, "has no moe_top_k"),
         (choose_more_than_there_are, "moe-router-topk 4 is more than num-experts 3"),
+        (claim_a_billion_layers, "num_hidden_layers 1000000000 x moe_num_experts 3 are more experts"),
         (spoil_a_number, "hidden_size is '24'"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
@@ -231,6 +236,19 @@ def test_a_folder_that_holds_something_is_not_written_over(tmp_path: Path) -> No
         with pytest.raises(CheckpointError, match="not an empty folder"):
             convert(source, folder)
     assert_same_bits(read_all(folder), before)
+
+
+def test_an_export_may_go_to_the_working_folder_or_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path / "hf")
+    import_hf(folder, tmp_path / "run")
+    for name in ("here", "linked"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "linked")
+    monkeypatch.chdir(tmp_path / "here")
+    for target in (Path("."), tmp_path / "link"):
+        assert_same_bits(read_all(export_hf(tmp_path / "run", target)), read_all(folder))
 
 
 def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
