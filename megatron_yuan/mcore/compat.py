@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch.distributed as dist
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -23,3 +25,21 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+@contextmanager
+def world_of_one() -> Iterator[None]:
+    """Give megatron-core a rank to ask for where this process belongs to no group; else do nothing.
+
+    Upstream: `BlendedDataset._build_indices` in core/datasets/blended_dataset.py calls `torch.distributed.get_rank()`
+    unasked. Tested in tests/contract/test_dataset_builder.py.
+    """
+    if dist.is_initialized():
+        yield
+        return
+    in_memory = dist.HashStore()  # type: ignore[attr-defined]  # no port, no peers
+    dist.init_process_group("gloo", store=in_memory, rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
