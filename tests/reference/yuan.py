@@ -178,12 +178,15 @@ def expert_scores(own: Weights, shape: Shape, x_H: Tensor) -> Tensor:
 
 
 def experts(own: Weights, shape: Shape, x_SH: Tensor) -> Tensor:
-    """For each token the best experts' outputs, weighted by the softmax over their scores alone."""
+    """For each token the experts best in the softmax over all, their shares scaled up to 1, as the published code does.
+
+    In exact arithmetic: the best scores, and the softmax over those alone.
+    """
     outputs = []
     for x_H in x_SH:
-        best = expert_scores(own, shape, x_H).topk(shape.chosen)
+        best = expert_scores(own, shape, x_H).softmax(dim=0).topk(shape.chosen)
         y_H = torch.zeros_like(x_H)
-        for weight, e in zip(best.values.softmax(dim=0), best.indices.tolist(), strict=True):
+        for weight, e in zip(best.values / best.values.sum(), best.indices.tolist(), strict=True):
             gate, up = (own["moe.experts.gate_up"][e] @ x_H).split(shape.ffn)
             y_H = y_H + weight * (own["moe.experts.down"][e] @ (F.silu(gate) * up))
         outputs.append(y_H)
