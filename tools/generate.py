@@ -36,6 +36,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--dtype", help="fp32, bf16 or fp16; unset, as the weights were saved")
+    parser.add_argument("--no-cache", action="store_true", help="compute every step from the start (slow, to compare)")
     parser.add_argument("--tokenizer-model", type=Path, help="SentencePiece model; unset, the checkpoint's")
     return parser.parse_args()
 
@@ -59,7 +60,7 @@ def find_tokenizer(arguments: argparse.Namespace, model: LanguageModel) -> Token
 
     if arguments.tokenizer_model is not None:
         tokenizer = Tokenizer(str(arguments.tokenizer_model))
-        model.eod_id = tokenizer.eod_id
+        model.tokenizer, model.eod_id = tokenizer, tokenizer.eod_id
         return tokenizer
     if model.tokenizer is None:
         raise CheckpointError(
@@ -86,7 +87,7 @@ def main() -> None:
     started = time.perf_counter()
 
     def counted() -> Iterator[int]:
-        for token in model.stream(prompt, arguments.max_new_tokens, sampling):
+        for token in model.stream(prompt, arguments.max_new_tokens, sampling, use_cache=not arguments.no_cache):
             new.append(token)
             yield token
 

@@ -5,7 +5,7 @@ Shapes: B batch, S sequence, V padded vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,16 +68,22 @@ class LanguageModel(YuanModel):
         seed: int = 0,
         stop_ids: Sequence[int] | None = None,
         use_cache: bool = True,
+        on_token: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         """`input_ids` [B, S] with up to `max_new_tokens` more in each row.
 
         Ends early once every row has met one of `stop_ids` (unset: <eod>; () never stops), which a row that is done
         repeats. temperature 0 is greedy; the same seed gives the same tokens. Without the cache every step starts over.
+        `on_token` is called with the new tokens [B] of each step as they come.
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
         ids_BS = self._checked(input_ids)
-        new = list(self._tokens(ids_BS, None, max_new_tokens, sampling, stop_ids, use_cache))
-        return torch.cat((ids_BS, *(ids_B.unsqueeze(1) for ids_B in new)), dim=1)
+        columns = [ids_BS]
+        for ids_B in self._tokens(ids_BS, None, max_new_tokens, sampling, stop_ids, use_cache):
+            columns.append(ids_B.unsqueeze(1))
+            if on_token is not None:
+                on_token(ids_B)
+        return torch.cat(columns, dim=1)
 
     def generate_batch(
         self,
@@ -110,11 +116,12 @@ class LanguageModel(YuanModel):
         max_new_tokens: int,
         sampling: Sampling | None = None,
         stop_ids: Sequence[int] | None = None,
+        use_cache: bool = True,
     ) -> Iterator[int]:
         """The new tokens of one prompt as they come, up to and without the stop id."""
         stops = self._stops(stop_ids)
         ids_1P = self._checked(torch.tensor([list(prompt)], dtype=torch.long))
-        for ids_B in self._tokens(ids_1P, None, max_new_tokens, sampling or Sampling(), stops, use_cache=True):
+        for ids_B in self._tokens(ids_1P, None, max_new_tokens, sampling or Sampling(), stops, use_cache):
             if int(ids_B) in stops:
                 return
             yield int(ids_B)

@@ -82,6 +82,20 @@ def test_text_is_generated_from_either_layout_and_every_way_of_giving_the_prompt
             assert output.err.startswith(f"{len(new)} tokens in ") and "tokens/s" in output.err
 
 
+def test_without_cache_and_with_a_tokenizer_from_elsewhere_the_text_is_the_same(
+    folder: Path, tokenizer_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--load", folder, "--max-new-tokens", 12, "--device", "cpu", "--prompt", "one two<sep>从前"]
+    arguments += ["--temperature", 5.0, "--seed", 3]  # so hot that any more ids to choose among would change the draws
+    assert run_tool(monkeypatch, "generate.py", *arguments) == 0
+    expected = capsys.readouterr().out
+    assert run_tool(monkeypatch, "generate.py", *arguments, "--no-cache") == 0
+    assert capsys.readouterr().out == expected
+    (folder / "tokenizer.model").unlink()
+    assert run_tool(monkeypatch, "generate.py", *arguments, "--tokenizer-model", tokenizer_model) == 0
+    assert capsys.readouterr().out == expected
+
+
 def test_a_conversion_there_and_back_by_command_line(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

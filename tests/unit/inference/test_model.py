@@ -80,6 +80,18 @@ def test_generating_appends_to_the_ids_given(model: LanguageModel) -> None:
     assert list(model.stream(PROMPTS[1], 5)) == oracle_greedy(PROMPTS[1], 5)
 
 
+def test_tokens_are_handed_over_as_they_come(model: LanguageModel) -> None:
+    seen: list[list[int]] = []
+
+    def on_token(ids_B: torch.Tensor) -> None:
+        assert not torch.is_inference_mode_enabled()  # the caller's own computing is left as it was
+        seen.append(ids_B.tolist())
+
+    ids_BS = torch.tensor([PROMPTS[3], PROMPTS[4][:3]])
+    output = model.generate(ids_BS, max_new_tokens=4, stop_ids=(), on_token=on_token)
+    assert torch.tensor(seen).T.tolist() == output[:, 3:].tolist()
+
+
 def test_a_row_that_has_stopped_repeats_its_stop_and_all_stopped_ends_early(model: LanguageModel) -> None:
     first, other = (oracle_greedy(prompt, 10) for prompt in (PROMPTS[3], PROMPTS[4][:3]))
     stop = first[0]
