@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -101,7 +103,16 @@ _encoder: Encoder | None = None  # of this worker process
 
 def _start_worker(tokenizer_model: Path, keys: Sequence[str], append_eod: bool) -> None:
     global _encoder
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _encoder = Encoder(tokenizer_model, keys, append_eod)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed outright would wait for work without end: it holds both ends of the queue."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _encode(batch: Lines) -> list[Encoded]:

@@ -4,8 +4,10 @@ import gzip
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +169,35 @@ def test_a_full_disk_is_an_error_in_words_and_leaves_nothing(tokenizer, tmp_path
 def test_less_than_one_worker_is_refused(tokenizer, corpus, tmp_path):
     with pytest.raises(DataError, match="workers is 0"):
         preprocess([corpus], tmp_path / "out", tokenizer, append_eod=True, workers=0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc to find child processes")
+def test_killed_outright_it_leaves_no_process_and_no_file_of_the_final_name(tokenizer, tmp_path):
+    path = tmp_path / "long.jsonl"
+    path.write_text('{"text": "seven pears"}\n' * 400_000)
+    flags = ("--output-prefix", tmp_path / "out", "--tokenizer-model", tokenizer.path, "--workers", "2")
+    tool = subprocess.Popen([sys.executable, TOOL, "--input", path, *flags], stdout=subprocess.DEVNULL)
+    children: set[int] = set()
+    deadline = time.monotonic() + 60
+    while tool.poll() is None and time.monotonic() < deadline:  # until the first batch is written
+        time.sleep(0.02)
+        children |= set(map(int, Path(f"/proc/{tool.pid}/task/{tool.pid}/children").read_text().split()))
+        if any(file.stat().st_size for file in tmp_path.glob(".out_text_document.bin.*")):
+            break
+    tool.kill()
+    assert tool.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert len(children) >= 3, "two workers and their tracker"
+    while any(_is_running(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [child for child in children if _is_running(child)]
+    assert not list(tmp_path.glob("out_text_document*"))
+
+
+def _is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def run_tool(*arguments: object) -> subprocess.CompletedProcess[str]:
