@@ -83,6 +83,14 @@ def test_greedy_tokens_are_the_published_codes(model: LanguageModel, golden: Pat
     assert torch.equal(model.generate(expected[:, :6], max_new_tokens=16, use_cache=use_cache), expected)
 
 
+def test_greedy_tokens_stay_the_same_beside_shorter_and_longer_prompts(model: LanguageModel, golden: Path) -> None:
+    expected = load_file(golden / "activations.safetensors")["greedy_output_ids"][0].tolist()
+    prompts = [expected[:2], expected[:6], expected[:13]]
+    rows = model.generate_batch(prompts, max_new_tokens=16, stop_ids=())
+    assert rows[1] == expected[6:]
+    assert rows[2][:9] == expected[13:]
+
+
 def test_weights_come_back_from_the_native_format_to_the_bit(folder: Path, tmp_path: Path) -> None:
     import_hf(folder, tmp_path / "run")
     export_hf(tmp_path / "run", tmp_path / "back")

@@ -72,6 +72,20 @@ def test_prompts_of_any_lengths_together_give_what_the_oracle_gives_for_each_alo
     assert found == [oracle_greedy(prompt, 10) for prompt in PROMPTS]
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+@torch.no_grad()
+def test_positions_count_from_a_rows_first_true_token(use_cache: bool, tmp_path: Path) -> None:
+    """Seen where angles are rounded: else attention depends on distances alone, and any start would do."""
+    shape = dataclasses.replace(SHAPE, rounding="all")
+    model = megatron_yuan.load(write_folder(tmp_path / "hf", published(WEIGHTS, shape), config_json(shape)))
+    assert model.config.rotary_rounding == "all"
+    ids_BP, first_B = decoding.pad_left(PROMPTS, model.device)
+    found = decoding.Decoder(model, ids_BP, first_B, 7, use_cache, shape.vocab).next_logits()
+    for prompt, logits_V in zip(PROMPTS, found, strict=True):
+        expected_V = yuan.logits(WEIGHTS, shape, torch.tensor([prompt]))[0, -1]
+        torch.testing.assert_close(logits_V, expected_V, atol=1e-5, rtol=1e-5)
+
+
 def test_generating_appends_to_the_ids_given(model: LanguageModel) -> None:
     ids_BS = torch.tensor([PROMPTS[1]])
     output = model.generate(ids_BS, max_new_tokens=5, stop_ids=())
