@@ -135,8 +135,8 @@ class ParallelConfig:
     """Communication library: auto is nccl with a GPU and gloo without."""
     distributed_timeout_minutes: float = 10.0
     """A collective that waits longer than this ends the run."""
-    recompute_granularity: Literal["none", "selective", "full"] = "none"
-    """Recompute in backward: nothing, the router and the experts' activation, or whole layers."""
+    recompute_granularity: Literal["none", "full"] = "none"
+    """Recompute whole layers in backward, or none; the router's scores and the experts' activation always are."""
     recompute_num_layers: int | None = None
     """With full recompute: how many layers of each model chunk (the first ones) are recomputed; unset, all."""
 

@@ -81,6 +81,7 @@ def open_source(setting: str, prefix: str, weight: float) -> Source:
             f"{setting} {prefix}: .bin has {size} bytes, but .idx describes {expected}. "
             "Fix: the pair is damaged or mixed up; preprocess it again."
         )
+    _check_bounds(index, dtype, lengths)
     stats = [file.stat() for file in (index, data)]
     fingerprint = "-".join(f"{s.st_size}.{s.st_mtime_ns}" for s in stats)
     return Source(prefix, tokens if math.isnan(weight) else weight, documents, tokens, dtype, fingerprint)
@@ -95,12 +96,29 @@ def read_index(index: Path) -> tuple[np.dtype, np.ndarray, int]:
         raise DataError(f"{index} is not a megatron index (its first bytes differ). Fix: preprocess the data again.")
     code = header[17]
     sequences, bounds = (int(n) for n in np.frombuffer(header, np.uint64, 2, offset=18))
-    if code not in DTYPES or size != HEADER_BYTES + sequences * (4 + 8) + bounds * 8:
+    version = int.from_bytes(header[9:17], "little")
+    if version != 1 or code not in DTYPES or bounds < 1 or size != HEADER_BYTES + sequences * (4 + 8) + bounds * 8:
         raise DataError(
             f"{index} is truncated or damaged: {size} bytes for {sequences} sequences. Fix: preprocess again."
         )
     lengths = np.memmap(index, np.int32, "r", offset=HEADER_BYTES, shape=(sequences,)) if sequences else np.zeros(0)
     return np.dtype(DTYPES[code]), lengths, bounds - 1
+
+
+def _check_bounds(index: Path, dtype: np.dtype, lengths: np.ndarray) -> None:
+    """Refuse an index unless each sequence begins where the one before it ends, and so do documents."""
+    after = HEADER_BYTES + lengths.nbytes
+    offsets = np.memmap(index, np.int64, "r", offset=after, shape=lengths.shape)
+    documents = np.memmap(index, np.int64, "r", offset=after + offsets.nbytes)
+    sound = (
+        lengths.min() >= 0
+        and offsets[0] == documents[0] == 0
+        and documents[-1] == len(lengths)
+        and np.array_equal(np.diff(offsets), lengths[:-1].astype(np.int64) * dtype.itemsize)
+        and (np.diff(documents) >= 0).all()
+    )
+    if not sound:
+        raise DataError(f"{index} is damaged: its sequences do not follow one another. Fix: preprocess again.")
 
 
 def check_token_ids(setting: str, source: Source, vocab_size: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from megatron_yuan.config.schema import DataConfig
 from megatron_yuan.data.blend import Source, check_token_ids, parse_blend, read_index
-from megatron_yuan.data.passport import Passport, check_passport, read_passport
+from megatron_yuan.data.passport import Passport, check_passport, is_outdated, read_passport
 from megatron_yuan.data.tokenizer import Tokenizer
 from megatron_yuan.errors import DataError
 
@@ -73,7 +73,8 @@ def open_sources(config: DataConfig, vocab_size: int) -> Sources:
         passport = passports[source.prefix]
         if passport is not None:
             check_passport(source.prefix, passport, tokenizer)
-        if passport is None or passport.vocab_size > vocab_size:
+        # To look at every token takes long where there are many, so a passport's word is taken where it can be.
+        if passport is None or passport.vocab_size > vocab_size or is_outdated(source.prefix):
             check_token_ids("data_path", source, vocab_size)
     for source in sources.train:
         tokens = split_tokens(source, sources.train_split, TRAIN)

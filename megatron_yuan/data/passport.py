@@ -72,6 +72,11 @@ def check_passport(prefix: str, passport: Passport, tokenizer: Tokenizer | None)
         )
 
 
+def is_outdated(prefix: str) -> bool:
+    """Whether the tokens were written after their passport, which is the last file to be made."""
+    return os.stat(prefix + ".bin").st_mtime_ns > passport_path(prefix).stat().st_mtime_ns
+
+
 def sha256_of(path: Path) -> str:
     """Hex digest of a file."""
     digest = hashlib.sha256()

@@ -138,11 +138,10 @@ def _formulas(config: Config, plan: list[StageMemory]) -> Iterator[str]:
     flights = ", ".join(str(stage.in_flight) for stage in plan)
     kept = "chunk passes (interleaved)" if interleaved else "microbatches (1F1B: the stages from here on)"
     recompute = {
-        "none": "nothing is recomputed",
-        "selective": "recomputed and not kept: the router's, and 3KF of the experts",
+        "none": "recomputed: what is always, the router's scores and the experts' activation",
         "full": f"recomputed: {parallel.recompute_num_layers or 'all'} of each chunk's layers, which keep H alone",
     }[parallel.recompute_granularity]
-    per_token = f"((6.5 + K) H + {attention_widths(config)}A + 5KF) x {size} bytes + 5E x 4 (router)"
+    per_token = f"((6.5 + K) H + {attention_widths(config)}A + 2KF) x {size} bytes + 5E x 4 (router)"
     yield f"  weights: parameters x {size} bytes ({'bfloat16' if size == 2 else 'float32'})"
     yield "  gradients: parameters x 4 bytes (float32 sums)"
     yield f"  optimizer: parameters x {state} bytes ({master}Adam's two float32 moments)"
@@ -152,7 +151,7 @@ def _formulas(config: Config, plan: list[StageMemory]) -> Iterator[str]:
     yield f"    in flight, by stage: {flights} {kept}"
     yield f"    {recompute}"
     yield "    H hidden, A heads x their width, F ffn, K chosen experts, E experts"
-    yield "  working: a layer's backward (what it recomputes, 3KF a token, its largest weight gradient 2EFH), or"
+    yield "  working: a layer's backward (what it recomputes, 3KF a token, its experts' gradients 3EFH), or"
     yield "    if larger the last stage's loss (float32 logits, in chunks, and the head's gradient being summed)"
 
 

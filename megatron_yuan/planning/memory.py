@@ -93,18 +93,15 @@ def attention_widths(config: Config) -> int:
 def layer_activation_bytes(config: Config) -> int:
     """Bytes that one layer keeps for the backward of one token.
 
-    Elements: (6.5 + K) H + 4A + 5KF, that is: residual before attention, before experts and in the filter 3H; normed
+    Elements: (6.5 + K) H + 4A + 2KF, that is: residual before attention, before experts and in the filter 3H; normed
     states 3H; between the convolutions H/2; rows sent to experts KH; q, k, v and attention's output 4A; gate and up
-    2KF; three products of them 3KF. Rows or documents attended one by one (dropout, isolated documents): A more.
-    Router: 5E float32. Selective recomputation drops 3KF and the router's.
+    2KF (what follows from them is made again in backward). Rows or documents attended apart (dropout, isolated
+    documents): A more. Router: 5E float32.
     """
     model, size = config.model, element_bytes(config)
     H, A, K = model.hidden_size, model.attention_size, model.moe_router_topk
-    elements = 6 * H + H // 2 + K * H + attention_widths(config) * A + 5 * K * model.ffn_hidden_size
+    elements = 6 * H + H // 2 + K * H + attention_widths(config) * A + 2 * K * model.ffn_hidden_size
     router = (5 if model.moe_router == "attention" else 1) * model.num_experts * 4
-    if config.parallel.recompute_granularity == "selective":
-        elements -= 3 * K * model.ffn_hidden_size
-        router = 0
     return elements * size + router
 
 
@@ -157,16 +154,16 @@ def _chunk_activation_bytes(config: Config, layers: int) -> int:
 
 def _layer_working_bytes(config: Config, tokens: int) -> int:
     """Backward of one layer: its activations if recomputed, gradients of the experts' rows (3KF a token), and the
-    largest weight gradient (gate and up of all experts, 2EFH) before it is added to the float32 sum."""
+    gradients of all experts' weights (3EFH), which come together, before they are added to the float32 sums."""
     model, size = config.model, element_bytes(config)
     rows = 3 * model.moe_router_topk * model.ffn_hidden_size * size
     recomputed = layer_activation_bytes(config) if config.parallel.recompute_granularity == "full" else 0
-    return tokens * (rows + recomputed) + largest_weight(model) * size
+    return tokens * (rows + recomputed) + expert_weights(model) * size
 
 
-def largest_weight(model: ModelConfig) -> int:
-    """Elements of a layer's largest parameter: gate and up of all experts, 2EFH."""
-    return 2 * model.num_experts * model.ffn_hidden_size * model.hidden_size
+def expert_weights(model: ModelConfig) -> int:
+    """Elements of a layer's experts: gate, up and down of all, 3EFH."""
+    return 3 * model.num_experts * model.ffn_hidden_size * model.hidden_size
 
 
 def _loss_working_bytes(config: Config, tokens: int) -> int:

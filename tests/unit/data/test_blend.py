@@ -90,6 +90,33 @@ def test_a_truncated_index_is_refused(pair, left):
         parse_blend("data_path", [pair])
 
 
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [(9, np.uint64), (17, np.uint8), (-8, np.int64), (-8 * 21, np.int64), (-8 * 22, np.int64), (-8 * 41, np.int64)],
+    ids=["version", "dtype", "last document", "first document", "last offset", "first offset"],
+)
+def test_an_index_with_a_wrong_number_is_refused(pair, place, kind):
+    index = Path(pair + ".idx")
+    data = bytearray(index.read_bytes())
+    start = place % len(data)
+    size = np.dtype(kind).itemsize
+    data[start : start + size] = (np.frombuffer(data, kind, 1, start) + kind(6)).tobytes()
+    index.write_bytes(data)
+    with pytest.raises(DataError, match=re.escape(f"{pair}.idx is") + ".*damaged"):
+        parse_blend("data_path", [pair])
+
+
+def test_lengths_that_only_sum_up_right_are_refused(pair):
+    index = Path(pair + ".idx")
+    data = bytearray(index.read_bytes())
+    lengths = np.frombuffer(data, np.int32, 20, HEADER_BYTES)
+    lengths[3] += 5
+    lengths[9] -= 5
+    index.write_bytes(data)
+    with pytest.raises(DataError, match="do not follow one another"):
+        parse_blend("data_path", [pair])
+
+
 def test_a_file_of_another_kind_is_no_index(pair):
     Path(pair + ".idx").write_bytes(b"x" * 500)
     with pytest.raises(DataError, match="not a megatron index"):

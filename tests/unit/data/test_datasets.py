@@ -117,6 +117,18 @@ def test_data_cut_after_it_was_made_is_refused(preprocessed):
         open_sources(config(preprocessed, eod_id=None), 400)
 
 
+def test_ids_that_changed_behind_an_old_passport_are_looked_at(preprocessed):
+    sources = open_sources(config(preprocessed, eod_id=None), 400)
+    ids = np.memmap(preprocessed + ".bin", np.uint16, "r+")
+    ids[7] = 999
+    ids.flush()
+    made = os.stat(preprocessed + ".json").st_mtime_ns
+    os.utime(preprocessed + ".bin", ns=(made + 1, made + 1))
+    with pytest.raises(DataError, match=r"made_text_document: token 7 is id 999, but the vocabulary has 400"):
+        open_sources(config(preprocessed, eod_id=None), 400)
+    assert sources.train[0].tokens == len(ids)
+
+
 # What is built.
 
 
