@@ -81,7 +81,7 @@ def timed_in_turn(actions: dict[str, Callable[[], None]], rounds: int, device: t
 def shares(ours: OurStep, rounds: int) -> dict[str, float]:
     """Share of a step's time by part: router, dispatch, experts, attention, filter, optimizer, head and the rest."""
     timer = PartTimer(ours.topology.device)
-    with timer.watch(chunk.module.part for chunk in ours.model.chunks):
+    with timer.watch(chunk.module for chunk in ours.model.chunks):
         total = sum(_seconds(ours.forward_backward, ours.topology.device) for _ in range(rounds))
     optimizer = sum(_seconds(ours.optimizer_step, ours.topology.device) for _ in range(rounds))
     own = timer.own_seconds() | {"optimizer": optimizer}

@@ -100,5 +100,6 @@ def wrap_chunks(parts: Sequence[PipelineChunk], config: Config, topology: Topolo
     transformer.finalize_model_grads_func = finalize_model_grads
     if settings.overlap_grad_reduce:
         no_sync = [chunk.no_sync for chunk in wrapped]
-        transformer.no_sync_func = no_sync if len(wrapped) > 1 else no_sync[0]
+        # A list where there are several chunks, as the interleaved schedule expects it.
+        transformer.no_sync_func = no_sync if len(wrapped) > 1 else no_sync[0]  # pyright: ignore[reportAttributeAccessIssue]
     return wrapped

@@ -104,7 +104,7 @@ def start(config: Config) -> Topology:
         torch.cuda.set_device(device)
     else:
         on_cpu.use_cpu()
-    _join(parallel, device, rank)
+    _join(parallel, device)
     vp = parallel.virtual_pipeline_model_parallel_size
     parallel_state.initialize_model_parallel(
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
@@ -127,15 +127,17 @@ def start(config: Config) -> Topology:
     )
 
 
-def _join(parallel: ParallelConfig, device: torch.device, rank: int) -> None:
+def _join(parallel: ParallelConfig, device: torch.device) -> None:
     backend = parallel.distributed_backend
     if backend == "auto":
         backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(minutes=parallel.distributed_timeout_minutes)
-    # Without a launcher there is nobody to meet: a store in memory, no port.
-    alone = {} if "WORLD_SIZE" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    bound = {"device_id": device} if backend == "nccl" else {}
-    dist.init_process_group(backend, timeout=timeout, **alone, **bound)
+    settings: dict[str, Any] = {"backend": backend, "timeout": timeout}
+    if backend == "nccl":
+        settings["device_id"] = device
+    if "WORLD_SIZE" not in os.environ:  # no launcher, so nobody to meet: a store in memory, no port
+        settings |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # pyright: ignore[reportPrivateImportUsage]
+    dist.init_process_group(**settings)
 
 
 def stop() -> None:

@@ -51,7 +51,7 @@ class MixedPrecisionAdamW:
     def gradient_norm(self, topology: Topology) -> float:
         """Euclidean norm of all gradients of the model, summed in float64 so that it does not depend on the layout."""
         counted = [_gradient(p) for name, p in self.parameters.items() if name not in self.copies]
-        norms = torch._foreach_norm(counted)
+        norms = torch._foreach_norm(counted)  # pyright: ignore[reportPrivateImportUsage]
         square = torch.stack(norms).double().square().sum()
         return topology.sum_over_stages(square).sqrt().item()
 
@@ -59,8 +59,8 @@ class MixedPrecisionAdamW:
     def refresh_weights(self) -> None:
         """Round the masters into the weights."""
         pairs = [(p, self.masters[n]) for n, p in self.parameters.items() if self.masters[n] is not p]
-        if pairs:
-            torch._foreach_copy_([p for p, _ in pairs], [m for _, m in pairs])
+        for parameter, master in pairs:
+            parameter.copy_(master)
 
     @torch.no_grad()
     def take_weights(self) -> None:
@@ -112,14 +112,15 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 def _divide_gradients(optimizer: torch.optim.Optimizer, divisor: float) -> None:
     if isinstance(optimizer, torch.optim.AdamW):
+        device = optimizer.param_groups[0]["params"][0].device
+        scale = torch.tensor(divisor, device=device) if divisor != 1.0 else None
         # The attribute through which torch's own GradScaler hands a fused optimizer its scale.
-        optimizer.grad_scale = (
-            torch.tensor(divisor, device=optimizer.param_groups[0]["params"][0].device) if divisor != 1.0 else None
-        )  # type: ignore[attr-defined]
+        optimizer.grad_scale = scale  # pyright: ignore[reportAttributeAccessIssue]
         return
     if divisor != 1.0:
         for group in optimizer.param_groups:
-            torch._foreach_div_([p.grad for p in group["params"]], divisor)
+            for parameter in group["params"]:
+                parameter.grad.div_(divisor)
 
 
 def _adam(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -37,16 +37,11 @@ def build_training_model(config: Config, topology: Topology) -> TrainingModel:
     parts = _build_parts(config, topology)
     transformer = schedule_config(config, topology)
     tied = not config.model.untie_embeddings_and_output_weights
-    wrapped = wrap_chunks(
-        [
-            PipelineChunk(
-                part, part.embedding.weight if tied and (part.is_first or part.is_last) else None, transformer, i
-            )
-            for i, part in enumerate(parts)
-        ],
-        config,
-        topology,
-    )
+    chunks = []
+    for i, part in enumerate(parts):
+        holds_tied = tied and (part.is_first or part.is_last)
+        chunks.append(PipelineChunk(part, dict(part.named_parameters())[TIED] if holds_tied else None, transformer, i))
+    wrapped = wrap_chunks(chunks, config, topology)
     parameters = {name: parameter for part in parts for name, parameter in part.named_parameters()}
     copies = frozenset({TIED} if tied and not topology.is_first_stage and topology.is_last_stage else ())
     return TrainingModel(wrapped, parameters, copies, MixedPrecisionAdamW(parameters, copies, config.optimizer))

@@ -6,7 +6,7 @@ Shapes: B batch, S sequence, H hidden, L layers of the whole model, E experts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ def _forward_step(config: Config, topology: Topology, step: int | None, load_LE:
 
     def forward_step(batches: Iterator[Batch], chunk: DistributedDataParallel) -> tuple[Tensor, Callable]:
         batch = next(batches).to(topology.device)
-        part: YuanModel = chunk.module.part
+        part = cast(YuanModel, chunk.module.part)
         keys = None if step is None else [key(config.training.seed, step, sample) for sample in batch.sample_ids]
         context = token_context(config.model, batch.position_ids, dtype, batch.document_start, keys)
         output = chunk(batch.tokens if part.is_first else chunk.module.received, context)
