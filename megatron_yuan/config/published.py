@@ -122,6 +122,8 @@ MEGATRON: dict[str, Rule] = {
     "--pipeline-model-parallel-blocks": Special(-1),
     "--num-layers-per-virtual-pipeline-stage": Special(),
     "--num-virtual-stages-per-pipeline-rank": Renamed(("--virtual-pipeline-model-parallel-size",)),
+    "--test-data-path": Refused(
+        "no test set is measured in training; hold sets out with --valid-data-path, whose losses are reported apart"),
     "--local-rank": Accepted("the rank is read from the environment that the launcher sets", 1),
     "--context-parallel-size": _one("1", _NO_SHARDING),
     "--expert-model-parallel-size": _one("1", _NO_SHARDING),

@@ -91,8 +91,6 @@ class DataConfig:
     """Blend for training alone; replaces data-path and split."""
     valid_data_path: tuple[str, ...] = ()
     """Blend for validation alone, each set's loss reported apart; replaces data-path and split."""
-    test_data_path: tuple[str, ...] = ()
-    """Blend for the test set alone; replaces data-path and split."""
     split: str = "969,30,1"
     """Shares of data-path for training, validation and test."""
     tokenizer_model: str | None = None
