@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**25  # of the [C, V] logits: 128 MiB in float32
+CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}  # C: enough for the matrix products to run at full speed, and no more
+CACHED_ELEMENTS = 2**20  # of them that a CPU turns into losses and gradients at a time: 4 MiB in float32
 
 
 def cross_entropy_sum(hidden_TH: Tensor, weight_VH: Tensor, labels_T: Tensor, mask_T: Tensor) -> Tensor:
@@ -24,23 +25,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_TH: Tensor, weight_VH: Tensor, labels_T: Tensor, mask_T: Tensor) -> Tensor:
         wants_grad = any(ctx.needs_input_grad[:2])
-        chunk = max(1, CHUNK_ELEMENTS // weight_VH.shape[0])
+        chunk = CHUNK_TOKENS[hidden_TH.device.type]
         total = torch.zeros((), dtype=torch.float32, device=hidden_TH.device)
         grad_hidden = torch.empty_like(hidden_TH) if wants_grad else None
         grad_weight = None
         for start in range(0, hidden_TH.shape[0], chunk):
             rows = slice(start, start + chunk)
             hidden, labels, mask = hidden_TH[rows], labels_T[rows].unsqueeze(1), mask_T[rows].unsqueeze(1)
-            logits = (hidden @ weight_VH.t()).float()
-            log_normalizer = logits.logsumexp(dim=1, keepdim=True)
-            total += ((log_normalizer - logits.gather(1, labels)) * mask).sum()
+            logits = hidden @ weight_VH.t()
+            total += _losses_into_gradients(logits, labels, mask).sum()  # from here on, `logits` is its own gradient
             if grad_hidden is None:
                 continue
-            grad_logits = logits.sub_(log_normalizer).exp_()
-            grad_logits.scatter_add_(1, labels, torch.full_like(log_normalizer, -1.0))
-            grad_logits = grad_logits.mul_(mask).to(hidden.dtype)
-            torch.mm(grad_logits, weight_VH, out=grad_hidden[rows])
-            part = grad_logits.t() @ hidden
+            torch.mm(logits, weight_VH, out=grad_hidden[rows])
+            part = logits.t() @ hidden
             # Chunks are added up in float32; a single one needs no second copy.
             grad_weight = part if grad_weight is None else grad_weight.float().add_(part)
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight_VH.dtype))
@@ -55,3 +52,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _losses_into_gradients(logits_CV: Tensor, labels_C1: Tensor, mask_C1: Tensor) -> Tensor:
+    """The masked losses [C, 1] in float32; `logits` becomes their gradient by it, in place."""
+    rows = logits_CV.shape[0] if logits_CV.is_cuda else max(1, CACHED_ELEMENTS // logits_CV.shape[1])
+    losses = []
+    for logits, labels, mask in zip(*(x.split(rows) for x in (logits_CV, labels_C1, mask_C1)), strict=True):
+        log_probabilities = torch.log_softmax(logits, dim=1, dtype=torch.float32)
+        losses.append(log_probabilities.gather(1, labels).neg_().mul_(mask))
+        gradient = log_probabilities.exp_()
+        gradient.scatter_add_(1, labels, torch.full_like(mask, -1.0))
+        logits.copy_(gradient.mul_(mask))
+    return torch.cat(losses)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from megatron_yuan.config.schema import Config, ParallelConfig
 from megatron_yuan.errors import ConfigError, ParallelError
+from megatron_yuan.parallel.host_memory import keep_freed_memory
 from megatron_yuan.parallel.launcher import world_size
 
 
@@ -104,6 +105,7 @@ def start(config: Config) -> Topology:
         torch.cuda.set_device(device)
     else:
         on_cpu.use_cpu()
+        keep_freed_memory()
     _join(parallel, device)
     vp = parallel.virtual_pipeline_model_parallel_size
     parallel_state.initialize_model_parallel(

@@ -17,8 +17,8 @@ from megatron_yuan.parallel.stages import layers_of_chunks
 from megatron_yuan.planning.accounting import Parameters, count_parameters
 
 GRADIENT_BYTES = 4
-LOSS_CHUNK_ELEMENTS = 2**25
-"""Logits that exist at once: CHUNK_ELEMENTS of megatron_yuan.model.loss, not imported because that imports torch."""
+LOSS_CHUNK_TOKENS = 2048
+"""Tokens whose logits exist at once: CHUNK_TOKENS of megatron_yuan.model.loss, which imports torch and so is not."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def expert_weights(model: ModelConfig) -> int:
 
 
 def _loss_working_bytes(config: Config, tokens: int) -> int:
-    """Logits of a chunk of tokens in float32 (in bf16 also their gradient), and the head's gradient as it is summed."""
+    """Logits of a chunk of tokens, also in float32, and the head's gradient as it is summed."""
     V, H, size = config.model.padded_vocab_size, config.model.hidden_size, element_bytes(config)
-    chunk = min(tokens, max(1, LOSS_CHUNK_ELEMENTS // V))
-    return chunk * V * (4 + (size if size < 4 else 0)) + V * H * (4 + size)
+    chunk = min(tokens, LOSS_CHUNK_TOKENS)
+    return chunk * V * (4 + size) + V * H * (4 + size)

@@ -104,4 +104,4 @@ def test_recomputation_keeps_the_inputs_of_the_first_layers_of_each_chunk() -> N
 
 
 def test_the_loss_chunk_is_the_models() -> None:
-    assert memory.LOSS_CHUNK_ELEMENTS == loss.CHUNK_ELEMENTS
+    assert loss.CHUNK_TOKENS["cuda"] == memory.LOSS_CHUNK_TOKENS
