@@ -42,7 +42,8 @@ class OurStep:
     def optimizer_step(self) -> None:
         """Norm, clipping, AdamW and the weights' refresh."""
         optimizer = self.model.optimizer
-        optimizer.step(self.config.optimizer.lr, optimizer.gradient_norm(self.topology))
+        norm = optimizer.gradient_norm(self.topology, self.tokens)
+        optimizer.step(self.config.optimizer.lr, norm, self.tokens)
 
     def step(self) -> None:
         """A whole step."""

@@ -73,7 +73,7 @@ def schedule_config(config: Config, topology: Topology) -> TransformerConfig:
             pipeline_dtype=torch.bfloat16 if config.optimizer.bf16 else torch.float32,
             bf16=config.optimizer.bf16,
             params_dtype=torch.bfloat16 if config.optimizer.bf16 else torch.float32,
-            calculate_per_token_loss=True,  # loss and gradients: sum over all tokens / number of all tokens
+            calculate_per_token_loss=True,  # losses and gradients are sums over tokens
             overlap_p2p_comm=interleaved and on_gpu,
             batch_p2p_comm=on_gpu and not interleaved,
             batch_p2p_sync=on_gpu and not interleaved,
@@ -85,8 +85,13 @@ def schedule_config(config: Config, topology: Topology) -> TransformerConfig:
         )
 
 
+def _finish_sums(chunks: list[DistributedDataParallel], _tokens: Tensor | None, **options: object) -> None:
+    # Without the number of tokens, megatron spares its pass over all gradients: the optimizer divides as it steps.
+    finalize_model_grads(chunks, None, **options)  # pyright: ignore[reportArgumentType]
+
+
 def wrap_chunks(parts: Sequence[PipelineChunk], config: Config, topology: Topology) -> list[DistributedDataParallel]:
-    """Wrap each chunk in megatron's DDP: fp32 gradients in buckets, their all-reduce overlapped with backward."""
+    """Wrap each chunk in megatron's DDP: fp32 sums of gradients in buckets, all-reduced while backward goes on."""
     transformer = parts[0].config
     wrapped = []
     for i, part in enumerate(parts):
@@ -97,7 +102,7 @@ def wrap_chunks(parts: Sequence[PipelineChunk], config: Config, topology: Topolo
             use_distributed_optimizer=False,
         )
         wrapped.append(DistributedDataParallel(transformer, settings, part, disable_bucketing=i > 0))
-    transformer.finalize_model_grads_func = finalize_model_grads
+    transformer.finalize_model_grads_func = _finish_sums
     if settings.overlap_grad_reduce:
         no_sync = [chunk.no_sync for chunk in wrapped]
         # A list where there are several chunks, as the interleaved schedule expects it.

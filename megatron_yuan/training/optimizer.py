@@ -3,7 +3,8 @@
 - With bf16 weights each parameter has a float32 master; gradients are float32 sums (megatron's `main_grad`). With
   float32 weights the masters are the parameters themselves.
 - The global norm counts every weight of the model once: the last stage's copy of a tied embedding is left out.
-- Clipping rides inside the fused step as its gradient scale, so it costs no pass over memory.
+- What arrives is a sum over all tokens. Dividing it by their number, and clipping, ride inside the fused step as its
+  gradient scale, so neither costs a pass over memory.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ class MixedPrecisionAdamW:
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self.inner = _adam([group for group in groups if group["params"]], config)
 
-    def step(self, lr: float, gradient_norm: float) -> None:
-        """Clip by the global norm, step at rate `lr`, and refresh the weights."""
+    def step(self, lr: float, gradient_norm: float, tokens: int) -> None:
+        """Clip the mean over `tokens` by its global norm, step at rate `lr`, and refresh the weights."""
         for name, parameter in self.parameters.items():
             self.masters[name].grad = _gradient(parameter)
         clip = self.config.clip_grad
-        scale = max(1.0, gradient_norm / clip) if clip > 0 else 1.0
-        _divide_gradients(self.inner, scale)
+        excess = max(1.0, gradient_norm / clip) if clip > 0 else 1.0
+        _divide_gradients(self.inner, excess * max(1, tokens))
         for group in self.inner.param_groups:
             group["lr"] = lr
         self.inner.step()
@@ -48,12 +49,12 @@ class MixedPrecisionAdamW:
         self.refresh_weights()
 
     @torch.no_grad()
-    def gradient_norm(self, topology: Topology) -> float:
-        """Euclidean norm of all gradients of the model, summed in float64 so that it does not depend on the layout."""
+    def gradient_norm(self, topology: Topology, tokens: int) -> float:
+        """Euclidean norm of the model's gradient, a mean over `tokens`; in float64, lest it depend on the layout."""
         counted = [_gradient(p) for name, p in self.parameters.items() if name not in self.copies]
         norms = torch._foreach_norm(counted)  # pyright: ignore[reportPrivateImportUsage]
         square = torch.stack(norms).double().square().sum()
-        return topology.sum_over_stages(square).sqrt().item()
+        return topology.sum_over_stages(square).sqrt().item() / max(1, tokens)
 
     @torch.no_grad()
     def refresh_weights(self) -> None:

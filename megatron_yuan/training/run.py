@@ -64,13 +64,13 @@ class Run:
         sums = run_batch(self.model.chunks, batches, len(self.microbatches), self.config, self.topology, step)
         lr = learning_rate(step, self.config.optimizer, self.config.training.train_iters)
         loss = sums.loss_sum / max(1, sums.tokens)
-        grad_norm = self.model.optimizer.gradient_norm(self.topology)
+        grad_norm = self.model.optimizer.gradient_norm(self.topology, sums.tokens)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise YuanError(
                 f"step {step}: loss {loss}, gradient norm {grad_norm}; both must be finite. The weights are as "
                 "before the step and were not saved. Fix: resume with a lower --lr, or look at its samples."
             )
-        self.model.optimizer.step(lr, grad_norm)
+        self.model.optimizer.step(lr, grad_norm, sums.tokens)
         self.step, self.tokens = step, self.tokens + sums.tokens
         self.consumed_samples += self.samples_per_step
         return StepResult(

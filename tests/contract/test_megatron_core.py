@@ -36,14 +36,21 @@ def test_what_travels_between_stages_has_the_sizes_we_name():
     assert "tensor_shapes.append((effective_seq_length, micro_batch_size, config.hidden_size))" in source
 
 
-def test_gradients_are_divided_by_the_tokens_of_all_replicas():
-    assert "num_tokens" in inspect.signature(door.finalize_model_grads).parameters
+def test_gradients_stay_sums_where_the_number_of_tokens_is_left_out():
+    assert inspect.signature(door.finalize_model_grads).parameters["num_tokens"].default is None
     assert "calculate_per_token_loss" in {field.name for field in dataclasses.fields(door.TransformerConfig)}
 
 
 def test_the_settings_of_data_parallelism_exist():
     fields = {field.name for field in dataclasses.fields(door.DistributedDataParallelConfig)}
     assert {"grad_reduce_in_fp32", "overlap_grad_reduce", "bucket_size", "use_distributed_optimizer"} <= fields
+
+
+def test_a_gradient_that_was_added_already_is_not_added_again():
+    # model/weight_gradient.py sets this attribute, which DDP clears with the sums.
+    source = inspect.getsource(door.DistributedDataParallel)
+    assert "not param.grad_added_to_main_grad" in source
+    assert "param.grad_added_to_main_grad = False" in inspect.getsource(door.DistributedDataParallel.zero_grad_buffer)
 
 
 def test_on_a_cpu_megatron_makes_cpu_tensors_and_torch_stays_untouched():

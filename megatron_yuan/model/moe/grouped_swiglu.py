@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_yuan.model.moe.dispatch import Dispatch
+from megatron_yuan.model.weight_gradient import WeightGradient
 
 
 def grouped_swiglu(x_RH: Tensor, p_R: Tensor, gate_up_E2FH: Tensor, down_EHF: Tensor, dispatch: Dispatch) -> Tensor:
@@ -87,13 +88,12 @@ class _OneByOne(torch.autograd.Function):
     def backward(ctx, grad_RH: Tensor) -> tuple[Tensor | None, ...]:
         x_RH, h_R2F, p_R, gate_up, down = ctx.saved_tensors
         grad_x, grad_p = torch.empty_like(x_RH), torch.empty_like(p_R)
-        grad_gate_up, grad_down = torch.empty_like(gate_up), torch.empty_like(down)
+        grad_gate_up, grad_down = WeightGradient(gate_up), WeightGradient(down)
         rows = (each.split(ctx.counts) for each in (grad_RH, x_RH, h_R2F, p_R, grad_x, grad_p))
-        weights = (gate_up, down, grad_gate_up, grad_down)
-        for grad, x, h, p, dx, dp, w1, w2, dw1, dw2 in zip(*rows, *weights, strict=True):
+        for e, (grad, x, h, p, dx, dp, w1, w2) in enumerate(zip(*rows, gate_up, down, strict=True)):
             a, dh, dp_here = activation_backward(grad @ w2, h, p)
             dp.copy_(dp_here)
-            torch.mm(grad.t(), a, out=dw2)  # zeros where the expert has no rows
-            torch.mm(dh.t(), x, out=dw1)
+            grad_down.put_product(e, grad.t(), a)  # zeros where the expert has no rows
+            grad_gate_up.put_product(e, dh.t(), x)
             torch.mm(dh, w1, out=dx)
-        return grad_x, grad_p, grad_gate_up, grad_down, None
+        return grad_x, grad_p, grad_gate_up.complete(), grad_down.complete(), None

@@ -96,3 +96,16 @@ def test_permuting_back_is_the_adjoint_of_permuting() -> None:
     torch.testing.assert_close((permute(x, dispatch) * y).sum(), (x * unpermute(y, dispatch)).sum())
     assert torch.autograd.gradcheck(lambda each: permute(each, dispatch), x)
     assert torch.autograd.gradcheck(lambda each: unpermute(each, dispatch), y)
+
+
+def test_where_gradients_are_summed_over_microbatches_each_experts_part_is_added_once() -> None:
+    experts_TK = torch.tensor(CHOICES["experts without rows"])
+    x_TH = torch.randn(len(experts_TK), H, generator=torch.Generator().manual_seed(1))
+    alone, summed = experts_of("grouped"), experts_of("grouped")
+    for parameter in summed.parameters():
+        parameter.main_grad = torch.ones_like(parameter)  # type: ignore[attr-defined]  # of an earlier microbatch
+    for experts in (alone, summed):
+        mixed(experts, x_TH, torch.full(experts_TK.shape, 0.5), experts_TK).sum().backward()
+    for one, other in zip(alone.parameters(), summed.parameters(), strict=True):
+        assert other.grad_added_to_main_grad  # type: ignore[attr-defined]  # and DDP leaves .grad aside
+        torch.testing.assert_close(other.main_grad, one.grad + 1)  # type: ignore[attr-defined,operator]
