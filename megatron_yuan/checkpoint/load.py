@@ -41,6 +41,11 @@ class Checkpoint:
         return self.path / layout.TOKENIZER if layout.TOKENIZER in self.manifest.files else None
 
     @property
+    def tokenizer_sha256(self) -> str | None:
+        """Of that model."""
+        return self.manifest.files[layout.TOKENIZER].sha256 if self.tokenizer is not None else None
+
+    @property
     def has_optimizer(self) -> bool:
         """Whether it holds the optimizer's state, or weights alone."""
         return bool(self.manifest.tensors("optimizer"))
@@ -224,18 +229,22 @@ def load_checkpoint(
 
     Before anything is read, the weights of all ranks together are held against the checkpoint, tensor by tensor.
     """
-    what = f"loading {checkpoint.path}"
-    shapes: dict[str, tuple[int, ...]] = {}
-    for part in ranks.gather({name: tuple(tensor.shape) for name, tensor in weights.items()}):
-        shapes.update(part)
-    checkpoint.check_model(shapes)
+    check_shapes(checkpoint, ranks, weights)
 
     def read() -> None:
         checkpoint.load_weights(weights, cast=cast)
         if optimizer is not None:
             checkpoint.load_optimizer(optimizer, cast=cast)
 
-    together(ranks, what, read)
+    together(ranks, f"loading {checkpoint.path}", read)
+
+
+def check_shapes(checkpoint: Checkpoint, ranks: Ranks, weights: Mapping[str, Tensor]) -> None:
+    """CheckpointError, tensor by tensor, unless the weights of all ranks together have the checkpoint's shapes."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in ranks.gather({name: tuple(tensor.shape) for name, tensor in weights.items()}):
+        shapes.update(part)
+    checkpoint.check_model(shapes)
 
 
 def _holders(path: Path) -> tuple[Path, Path]:

@@ -10,6 +10,18 @@ from typing import Any, get_type_hints
 
 from megatron_yuan.config.schema import Config
 
+PATHS = (
+    "data_path",
+    "train_data_path",
+    "valid_data_path",
+    "tokenizer_model",
+    "data_cache_path",
+    "save",
+    "load",
+    "tensorboard_dir",
+)
+"""Settings that name files or folders, with weights between them or without."""
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, cast
 
 import tyro
 
-from megatron_yuan.config.fields import as_flag, differences, sections, with_values
+from megatron_yuan.config.fields import PATHS, as_flag, differences, sections, value_of, with_values
 from megatron_yuan.config.presets import PresetName, preset
 from megatron_yuan.config.schema import Config
 from megatron_yuan.config.translate import OWN_FLAGS, Translation, translate
@@ -49,11 +50,12 @@ def parse(argv: Sequence[str]) -> Invocation:
     """All that a command line asks for. Raises ConfigError, in one or two lines; --help prints and exits with 0."""
     translation = translate(argv)
     name, file = _value_of("--preset", translation), _value_of("--config", translation)
-    base = preset(name) if name else Config()
-    if file:
+    base = Config() if name is None else preset(name)
+    if file is not None:
         base = read_yaml(file, base)
     parsed = _parse_flags(translation.argv, base)
     config = with_values(parsed.config, _virtual_stages(parsed.config, translation.layers_per_virtual_stage))
+    config = with_values(config, _homes(config))
     validate(config)
     return Invocation(config, name, parsed.dry_run, translation.remarks)
 
@@ -119,6 +121,8 @@ def _virtual_stages(config: Config, layers_each: int | None) -> dict[str, int]:
     if layers_each is None:
         return {}
     layers, stages = config.model.num_layers, config.parallel.pipeline_model_parallel_size
+    if layers < 1 or stages < 1:
+        return {}  # which validate refuses
     if layers % (stages * layers_each):
         raise ConfigError(
             f"--num-layers-per-virtual-pipeline-stage {layers_each} x {stages} stages do not divide num-layers "
@@ -126,3 +130,15 @@ def _virtual_stages(config: Config, layers_each: int | None) -> dict[str, int]:
             "\ngive --virtual-pipeline-model-parallel-size and --pipeline-model-parallel-layout instead."
         )
     return {"virtual_pipeline_model_parallel_size": layers // stages // layers_each}
+
+
+def _homes(config: Config) -> dict[str, Any]:
+    """Every path that begins with ~, which shells leave as it is in --save=~/runs, written out."""
+    found: dict[str, Any] = {}
+    for name in PATHS:
+        value = value_of(config, name)
+        if isinstance(value, tuple):
+            found[name] = tuple(os.path.expanduser(item) for item in cast("tuple[str, ...]", value))
+        elif value is not None:
+            found[name] = os.path.expanduser(value)
+    return found

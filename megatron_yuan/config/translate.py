@@ -34,33 +34,40 @@ Given = dict[str, list[str]]
 
 def translate(argv: Sequence[str]) -> Translation:
     """`argv` with published and Megatron-LM flags replaced. Raises ConfigError for a refused or an unknown flag."""
-    given: Given = {}
-    for flag, values in _flags(argv):
-        _check_count(flag, values)
-        given[flag] = values  # the last of a repeated flag counts
+    given: Given = {}  # in the order of the last word on each, which counts
     remarks: list[str] = []
     always: list[str] = []
-    for flag in list(given):
+    for flag, values in _flags(argv):
+        _check_count(flag, values)
         rule = TABLE.get(flag)
         if isinstance(rule, Refused):
             raise ConfigError(f"{flag} is refused: {rule.why}.")
         if isinstance(rule, Accepted):
-            _accept(flag, given.pop(flag), rule)
+            _accept(flag, values, rule)
             always.append(flag)
-        elif isinstance(rule, Renamed):
-            values = given.pop(flag)
-            given[rule.to[0]] = values if rule.values else list(rule.to[1:])
+            continue
+        if isinstance(rule, Renamed):
+            flag, values = rule.to[0], values if rule.values else list(rule.to[1:])
             if rule.remark:
                 remarks.append(rule.remark)
+        given.pop(flag, None)
+        given[flag] = values
+    _later_counts(given, "--num-layers-per-virtual-pipeline-stage", "--virtual-pipeline-model-parallel-size")
+    _later_counts(given, "--tokenizer-model", "--tokenizer-model-path")
     per_virtual_stage = given.pop("--num-layers-per-virtual-pipeline-stage", None)
     for special in _SPECIALS:
         remarks += special(given)
     if always:
-        remarks.append(
-            f"nothing to do for {' '.join(always)}: it is always so here (megatron_yuan/config/published.py)"
-        )
+        flags = " ".join(dict.fromkeys(always))
+        remarks.append(f"nothing to do for {flags}: it is always so here (megatron_yuan/config/published.py)")
     flat = tuple(token for flag, values in given.items() for token in (flag, *values))
     return Translation(flat, tuple(remarks), None if per_virtual_stage is None else _whole(per_virtual_stage[0]))
+
+
+def _later_counts(given: Given, *names: str) -> None:
+    """Of flags that say the same in two ways, only the last one stays."""
+    for name in [name for name in given if name in names][:-1]:
+        del given[name]
 
 
 def _flags(argv: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
@@ -154,6 +161,8 @@ def _recompute(given: Given) -> list[str]:
     if method == "block":
         return []
     size = given.get("--recompute-num-layers", ["1"])[0]
+    if not size.isdecimal() or int(size) < 1:
+        raise ConfigError(f"--recompute-num-layers {size} must be a whole number, at least 1.")
     given["--recompute-num-layers"] = ["None"]
     if size == "1":
         return []

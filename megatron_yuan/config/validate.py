@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from megatron_yuan.config.fields import as_flag, value_of, with_values
+from megatron_yuan.config.fields import as_flag, settings, value_of, with_values
 from megatron_yuan.config.layout import chunk_sizes
 from megatron_yuan.config.schema import Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainingConfig
 from megatron_yuan.errors import ConfigError, ParallelError
@@ -28,13 +28,15 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "0 or more",
         lambda x: x >= 0,
         """num_workers eval_interval save_interval lr_warmup_iters eod_id ckpt_step lr min_lr weight_decay
-        clip_grad seed init_method_std""",
+        clip_grad init_method_std""",
     ),
+    ("in [0, 2^32)", lambda x: 0 <= x < 2**32, "seed"),
     (
         "above 0",
         lambda x: x > 0,
-        "norm_epsilon rotary_base rotary_ntk_factor adam_eps distributed_timeout_minutes peak_tflops",
+        "norm_epsilon rotary_base rotary_ntk_factor adam_eps peak_tflops",
     ),
+    ("above 0 and at most a year's 525600", lambda x: 0 < x <= 525_600, "distributed_timeout_minutes"),
     ("in [0, 1)", lambda x: 0 <= x < 1, "attention_dropout hidden_dropout adam_beta1 adam_beta2"),
     ("in [0, 1]", lambda x: 0 <= x <= 1, "fim_rate fim_spm_rate"),
     ("in (0, 1]", lambda x: 0 < x <= 1, "rotary_percent"),
@@ -44,6 +46,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 def validate(config: Config) -> None:
     """Check what can be checked before the number of processes is known. Raises ConfigError."""
     _check_ranges(config)
+    _check_texts(config)
     _check_model(config.model)
     _check_data(config.data, config.model)
     _check_parallel(config.parallel, config.model)
@@ -101,6 +104,16 @@ def _check_ranges(config: Config) -> None:
             value = value_of(config, name)
             if value is not None and not (math.isfinite(value) and holds(value)):
                 raise ConfigError(f"{name.replace('_', '-')} is {value}, but must be {rule}; change {as_flag(name)}.")
+
+
+def _check_texts(config: Config) -> None:
+    for name in settings():
+        value = value_of(config, name)
+        if value == "" or (isinstance(value, tuple) and "" in value):
+            raise ConfigError(
+                f"{name.replace('_', '-')} is empty (an unset variable of the shell?); give {as_flag(name)} a value, "
+                "or leave it out."
+            )
 
 
 def _check_model(model: ModelConfig) -> None:
@@ -180,11 +193,12 @@ def _check_optimizer(optimizer: OptimizerConfig, training: TrainingConfig) -> No
         raise ConfigError(
             f"min-lr {optimizer.min_lr} is above lr {optimizer.lr}, so the rate would rise; change one of them."
         )
-    tail = optimizer.lr_wsd_decay_iters
-    if optimizer.lr_decay_style == "WSD" and tail is not None and tail > decay_iters - optimizer.lr_warmup_iters:
+    tail = optimizer.lr_wsd_decay_iters or max(1, decay_iters // 10)
+    if optimizer.lr_decay_style == "WSD" and tail > decay_iters - optimizer.lr_warmup_iters:
+        unset = " (unset: a tenth)" if optimizer.lr_wsd_decay_iters is None else ""
         raise ConfigError(
-            f"lr-wsd-decay-iters {tail} does not fit between the warmup ({optimizer.lr_warmup_iters} steps) and the "
-            f"end of the schedule ({decay_iters}); lower --lr-wsd-decay-iters."
+            f"lr-wsd-decay-iters {tail}{unset} does not fit between the warmup ({optimizer.lr_warmup_iters} steps) and "
+            f"the end of the schedule ({decay_iters}); lower --lr-wsd-decay-iters or --lr-warmup-iters."
         )
 
 

@@ -23,8 +23,8 @@ def to_yaml(config: Config) -> str:
 def from_yaml(text: str, base: Config | None = None, source: str = "YAML") -> Config:
     """`base` (unset, the defaults) with the settings in `text`. Raises ConfigError that begins with `source`."""
     try:
-        tree: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        tree: Any = yaml.load(text, _NoTwice)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         tree = {}
@@ -39,6 +39,20 @@ def read_yaml(path: str | Path, base: Config | None = None) -> Config:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"config {path}: cannot be read ({reason}); give a YAML file.") from None
     return from_yaml(text, base, f"config {path}")
+
+
+class _NoTwice(yaml.SafeLoader):
+    """Reads plain YAML, but a key that is given twice is an error, where YAML itself would forget the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of `node`."""
+        seen = set[str]()
+        for key, _ in node.value:
+            name = str(key.value).replace("-", "_")
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{name} is given twice; keep one", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def _mapping(tree: Any, where: str) -> dict[str, Any]:
@@ -84,8 +98,10 @@ def convert(value: Any, kind: Any) -> Any:
             return value
         raise ValueError(value)
     if origin is tuple:
-        items = cast("list[Any]", value) if isinstance(value, (list, tuple)) else str(value).split()
-        return tuple(str(item) for item in items)
+        items = [] if value is None else value.split() if isinstance(value, str) else value
+        if not isinstance(items, list) or not all(type(item) in (str, int, float) for item in cast("list[Any]", items)):
+            raise TypeError
+        return tuple(str(item) for item in cast("list[Any]", items))
     if kind is bool or isinstance(value, bool):
         if kind is bool and isinstance(value, bool):
             return value

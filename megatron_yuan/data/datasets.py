@@ -34,6 +34,8 @@ class Sources:
     valid_split: str
     eod_id: int
     """The token that ends a document."""
+    tokenizer_sha256: str | None = None
+    """Of the tokenizer that made the data; None where neither a passport nor --tokenizer-model tells."""
 
 
 class Packed:
@@ -68,7 +70,6 @@ def open_sources(config: DataConfig, vocab_size: int) -> Sources:
     distinct = list({source.prefix: source for source in (*train, *valid)}.values())
     tokenizer = _open_tokenizer(config, vocab_size)
     passports = {source.prefix: read_passport(source.prefix) for source in distinct}
-    sources = Sources(train, valid, *splits, _eod_id(config, tokenizer, list(passports.values())))
     for source in distinct:
         passport = passports[source.prefix]
         if passport is not None:
@@ -76,15 +77,26 @@ def open_sources(config: DataConfig, vocab_size: int) -> Sources:
         # To look at every token takes long where there are many, so a passport's word is taken where it can be.
         if passport is None or passport.vocab_size > vocab_size or is_outdated(source.prefix):
             check_token_ids("data_path", source, vocab_size)
+    known = [passport for passport in passports.values() if passport is not None]
+    tokenizer_sha256 = _tokenizer_sha256(tokenizer, passports)
+    sources = Sources(train, valid, *splits, _eod_id(config, tokenizer, known), tokenizer_sha256)
     for source in sources.train:
-        tokens = split_tokens(source, sources.train_split, TRAIN)
-        if tokens < config.seq_length + 1:
-            raise DataError(
-                f"seq_length {config.seq_length} needs {config.seq_length + 1} tokens a sample, but the training part "
-                f"of {source.prefix} (split {sources.train_split}, in whole documents) has {tokens}. "
-                "Fix: a shorter --seq-length, more data, or another --split."
-            )
+        _check_length(source, sources.train_split, TRAIN, config.seq_length)
+    if config.valid_data_path:
+        for source in sources.valid:
+            _check_length(source, sources.valid_split, VALID, config.seq_length)
     return sources
+
+
+def _check_length(source: Source, split: str, which: int, seq_length: int) -> None:
+    tokens = split_tokens(source, split, which)
+    if tokens < seq_length + 1:
+        part = ("training", "validation")[which]
+        raise DataError(
+            f"seq_length {seq_length} needs {seq_length + 1} tokens a sample, but the {part} part "
+            f"of {source.prefix} (split {split}, in whole documents) has {tokens}. "
+            "Fix: a shorter --seq-length, more data, or another --split."
+        )
 
 
 def split_tokens(source: Source, split: str, which: int) -> int:
@@ -153,12 +165,29 @@ def _open_tokenizer(config: DataConfig, vocab_size: int) -> Tokenizer | None:
     return tokenizer
 
 
-def _eod_id(config: DataConfig, tokenizer: Tokenizer | None, passports: Sequence[Passport | None]) -> int:
+def _tokenizer_sha256(tokenizer: Tokenizer | None, passports: Mapping[str, Passport | None]) -> str | None:
+    made_by: dict[str, str] = {} if tokenizer is None else {tokenizer.sha256: str(tokenizer.path)}
+    for prefix, passport in passports.items():
+        if passport is not None:
+            made_by.setdefault(passport.tokenizer_sha256, prefix)
+    if len(made_by) > 1:
+        (one, first), (other, second) = list(made_by.items())[:2]
+        raise DataError(
+            f"data_path {first} and {second} were made by different tokenizers (sha256 {one[:12]}... and "
+            f"{other[:12]}...), so the same id means different text. Fix: preprocess them with one tokenizer."
+        )
+    return next(iter(made_by), None)
+
+
+def _eod_id(config: DataConfig, tokenizer: Tokenizer | None, passports: Sequence[Passport]) -> int:
+    known = {passport.eod_id for passport in passports} | ({tokenizer.eod_id} if tokenizer is not None else set())
+    if config.eod_id is not None and known - {config.eod_id}:
+        raise DataError(
+            f"eod_id is {config.eod_id}, but the data's tokenizer ends a document with {known.pop()}. "
+            "Fix: drop --eod-id."
+        )
     if config.eod_id is not None:
         return config.eod_id
-    if tokenizer is not None:
-        return tokenizer.eod_id
-    known = {passport.eod_id for passport in passports if passport is not None}
     if len(known) == 1:
         return known.pop()
     raise DataError(

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from megatron_yuan.config.schema import ModelConfig
 from megatron_yuan.model.attention import AttentionCache
 from megatron_yuan.model.context import TokenContext
+from megatron_yuan.model.embedding import TokenEmbedding
 from megatron_yuan.model.layer import YuanLayer
 from megatron_yuan.model.norm import RMSNorm
 
@@ -50,7 +51,7 @@ class YuanModel(nn.Module):
         layer_ids = range(config.num_layers) if layers is None else layers
         tied_head = is_last and not config.untie_embeddings_and_output_weights
         if is_first or tied_head:
-            self.embedding = nn.Embedding(config.padded_vocab_size, config.hidden_size, _weight=_unfilled(config))
+            self.embedding = TokenEmbedding(config.padded_vocab_size, config.hidden_size)
         self.layers = nn.ModuleDict({str(i): YuanLayer(config, i) for i in layer_ids})
         if is_last:
             self.final_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
@@ -83,8 +84,3 @@ class YuanModel(nn.Module):
     def logits(self, hidden_BSH: Tensor) -> Tensor:
         """Scores of the next token [B, S, V] from normed hidden states."""
         return F.linear(hidden_BSH, self.output_weight)
-
-
-def _unfilled(config: ModelConfig) -> Tensor:
-    # nn.Embedding would fill its weight with random numbers that initialisation or a checkpoint replaces at once.
-    return torch.empty(config.padded_vocab_size, config.hidden_size)

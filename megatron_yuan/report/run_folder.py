@@ -65,7 +65,7 @@ class RunFolder:
 
 def open_run_folder(path: str | Path, config_yaml: str) -> RunFolder:
     """Create `path` where needed; write config.yaml and environment.json. Raises ConfigError where that cannot be."""
-    folder = RunFolder(Path(path).expanduser())
+    folder = RunFolder(Path(path))
     if folder.path.exists() and not folder.path.is_dir():
         raise ConfigError(f"save is {path}, which is a file: name a folder, new or of an earlier run.")
     try:

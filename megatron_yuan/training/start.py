@@ -10,11 +10,8 @@ from pathlib import Path
 import torch
 
 from megatron_yuan import log
-from megatron_yuan.checkpoint.load import is_checkpoint, load_checkpoint, open_checkpoint
 from megatron_yuan.config.schema import Config
 from megatron_yuan.config.yaml_file import to_yaml
-from megatron_yuan.convert.hf import load_hf
-from megatron_yuan.convert.hf_folder import is_hf_folder, open_hf_folder
 from megatron_yuan.data.datasets import Sources, build_training_samples, build_validation_samples
 from megatron_yuan.data.fim import FimSamples
 from megatron_yuan.data.sampler import Microbatches, SampleSource
@@ -25,8 +22,9 @@ from megatron_yuan.report.peak import device_peak
 from megatron_yuan.report.run_folder import open_run_folder
 from megatron_yuan.report.telemetry import SilentTelemetry, Telemetry
 from megatron_yuan.report.throughput import Arithmetic
+from megatron_yuan.training.origin import load_origin
 from megatron_yuan.training.run import Run
-from megatron_yuan.training.setup import TrainingModel, build_training_model
+from megatron_yuan.training.setup import build_training_model
 
 
 def start_run(config: Config, topology: Topology, sources: Sources, remarks: Sequence[str] = ()) -> Run:
@@ -36,16 +34,20 @@ def start_run(config: Config, topology: Topology, sources: Sources, remarks: Seq
         log.logger.info(remark)
     samples = _training_samples(config, sources)
     held_out = build_validation_samples(sources, config.data, config.training.seed)
-    model = build_training_model(config, topology)
+    if config.training.eval_interval and not held_out:
+        log.logger.info(
+            f"warning: eval-interval is {config.training.eval_interval}, but there is nothing to validate on: no set's "
+            "validation part fills a sample"
+        )
     run = Run(
         config=config,
         topology=topology,
-        model=model,
+        model=build_training_model(config, topology),
         microbatches=_microbatches(samples, config, topology, sources.eod_id),
         validation={name: _microbatches(source, config, topology, sources.eod_id) for name, source in held_out.items()},
         telemetry=SilentTelemetry(),
     )
-    origin = _load(run, model)
+    origin = load_origin(run, sources.tokenizer_sha256)
     run.telemetry = _open_telemetry(run)
     _introduce(run, origin)
     return run
@@ -70,32 +72,6 @@ def _microbatches(source: SampleSource, config: Config, topology: Topology, eod_
     return Microbatches(
         source, config.data, eod_id, training.micro_batch_size, size, topology.dp_rank, topology.dp_size
     )
-
-
-def _load(run: Run, model: TrainingModel) -> str:
-    """Put the run where --load, or its own run folder, says; returns where it came from, in words."""
-    settings = run.config.checkpoint
-    resuming = settings.load is None and settings.save is not None and is_checkpoint(settings.save)
-    path = settings.save if resuming else settings.load
-    if path is None:
-        return f"new weights from seed {run.config.training.seed}"
-    if not is_checkpoint(path) and is_hf_folder(Path(path)):
-        load_hf(open_hf_folder(Path(path)), {name: p.data for name, p in model.parameters.items()})
-        model.optimizer.take_weights()
-        return f"weights of the Hugging Face folder {path}"
-    checkpoint = open_checkpoint(path, settings.ckpt_step, run.topology)
-    with_optimizer = settings.load_optim and not settings.finetune and checkpoint.has_optimizer
-    weights = {name: parameter.data for name, parameter in model.parameters.items()}
-    state = model.optimizer.state() if with_optimizer else None
-    load_checkpoint(checkpoint, run.topology, weights, state, cast=settings.finetune)
-    if not with_optimizer:
-        model.optimizer.take_weights()
-    if not settings.finetune:
-        position = checkpoint.run_state
-        run.step, run.consumed_samples, run.tokens = position.step, position.consumed_samples, position.tokens
-        if with_optimizer:
-            model.optimizer.steps = position.optimizer_steps
-    return f"{'weights' if settings.finetune else 'everything'} from {checkpoint.path}"
 
 
 def _open_telemetry(run: Run) -> Telemetry:
@@ -129,7 +105,9 @@ def _introduce(run: Run, origin: str) -> None:
         f"{config.data.seq_length} tokens a replica and step"
     )
     say(f"start: step {run.step} of {config.training.train_iters}, {origin}")
+    if topology.device.type == "cpu" and config.model.attention_dropout > 0:
+        say("attention-dropout on a CPU: torch has no flash kernel for it there, so memory grows with S x S")
     if config.checkpoint.save is None:
         say("nothing is saved: --save was not given")
-    elif config.checkpoint.save and Path(config.checkpoint.save).is_dir():
+    else:
         say(f"run folder: {config.checkpoint.save}")

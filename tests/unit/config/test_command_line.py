@@ -119,3 +119,46 @@ def test_help_names_every_setting_and_imports_neither_torch_nor_numpy() -> None:
     for name, setting in settings().items():
         assert setting.flag in done.stdout, name
     assert value_of(Config(), "lr") == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--use-attention-router", "--moe-router", "softmax"], "moe_router", "softmax"),
+        (["--moe-router", "softmax", "--use-attention-router"], "moe_router", "attention"),
+        (["--moe-ffn-hidden-size", "512", "--ffn-hidden-size", "1024"], "ffn_hidden_size", 1024),
+        (["--checkpoint-activations", "--recompute-granularity", "none"], "recompute_granularity", "none"),
+        (["--no-bf16", "--bf16", "--no-bf16"], "bf16", False),
+        (["--tokenizer-model-path", "b", "--tokenizer-model", "a"], "tokenizer_model", "a"),
+        (["--tokenizer-model", "a", "--tokenizer-model-path", "b"], "tokenizer_model", "b"),
+    ],
+)
+def test_the_last_word_counts_however_it_is_spelled(argv, name, value) -> None:
+    assert value_of(load_config(argv), name) == value
+
+
+def test_a_path_from_home_is_written_out() -> None:
+    config = load_config(["--save=~/runs/x", "--data-path", "1", "~/zh"])
+    assert config.checkpoint.save == str(Path.home() / "runs/x")
+    assert config.data.data_path == ("1", str(Path.home() / "zh"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("num_layers: 4\nnum_layers: 8\n", "num_layers is given twice"),
+        ("num_layers: 4\nnum-layers: 8\n", "num_layers is given twice"),
+        ("model: {num_layers: 4}\nmodel: {hidden_size: 64}\n", "model is given twice"),
+        ("data_path: {a: 1}\n", "data_path is .*must be a list of texts"),
+        ("data_path: [a, null]\n", "data_path is .*must be a list of texts"),
+        ("seed: " + "9" * 5000 + "\n", "is not YAML"),
+        ("[" * 5000, "is not YAML"),
+    ],
+)
+def test_yaml_that_would_be_misread_is_refused(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        from_yaml(text)
+
+
+def test_a_blank_list_in_yaml_is_empty() -> None:
+    assert from_yaml("data_path:\n").data.data_path == ()

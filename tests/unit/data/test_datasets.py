@@ -111,6 +111,25 @@ def test_another_tokenizer_than_the_datas_is_refused(preprocessed, corpus, tmp_p
         open_sources(config(preprocessed, eod_id=None, tokenizer_model=str(other)), 400)
 
 
+def test_sets_of_different_tokenizers_are_not_blended(preprocessed, corpus, tmp_path):
+    other = Tokenizer(train_tokenizer([corpus], tmp_path / "other.model", 390))
+    preprocess([write_jsonl(tmp_path / "b.jsonl", make_texts(2, 50))], tmp_path / "b", other, append_eod=True)
+    blend = ("1", preprocessed, "1", str(tmp_path / "b_text_document"))
+    with pytest.raises(DataError, match=r"different tokenizers"):
+        open_sources(config(preprocessed, eod_id=None, data_path=blend), 400)
+
+
+def test_an_end_of_document_unlike_the_tokenizers_is_refused(preprocessed):
+    with pytest.raises(DataError, match=r"eod_id is 77, but the data's tokenizer"):
+        open_sources(config(preprocessed, eod_id=77), 400)
+
+
+def test_a_set_named_for_validation_must_fill_a_sample(pair, tmp_path):
+    short = write_indexed(tmp_path / "short", [[EOD]])
+    with pytest.raises(DataError, match=r"the validation part of .*short .* has 1\. Fix"):
+        open_sources(config(pair, eod_id=EOD, valid_data_path=(short,)), 400)
+
+
 def test_data_cut_after_it_was_made_is_refused(preprocessed):
     os.truncate(preprocessed + ".bin", 100)
     with pytest.raises(DataError, match=r"\.bin has 100 bytes"):
