@@ -22,6 +22,7 @@ def main() -> None:
     if invocation.dry_run:
         from megatron_yuan.planning.dry_run import dry_run_report
 
+        validate_world(invocation.config, invocation.config.parallel.pipeline_model_parallel_size)
         print(dry_run_report(invocation.config, invocation.preset))
         return
 

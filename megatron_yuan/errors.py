@@ -6,8 +6,12 @@ traceback.
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Callable
+
+LAST_WORD_SECONDS = 3.0
 
 
 class YuanError(Exception):
@@ -35,6 +39,9 @@ def run_command_line(main: Callable[[], int | None]) -> None:
     try:
         code = main()
     except YuanError as error:
+        if os.environ.get("RANK", "0") != "0":
+            # All ranks find most mistakes. Once the first has said it and ended, the launcher ends the others.
+            time.sleep(LAST_WORD_SECONDS)
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

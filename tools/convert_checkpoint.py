@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_yuan.errors import run_command_line
+from megatron_yuan.errors import ConfigError, run_command_line
 
 
 def main() -> None:
@@ -25,12 +25,19 @@ def main() -> None:
 
     # torch takes seconds to import; a mistyped command line must not.
     from megatron_yuan.convert.hf import import_hf
+    from megatron_yuan.convert.hf_config import unlike_published
     from megatron_yuan.convert.hf_export import export_hf
+    from megatron_yuan.convert.hf_folder import open_hf_folder
 
+    if arguments.to == "native" and arguments.ckpt_step is not None:
+        raise ConfigError("ckpt-step chooses a step of a run, but an HF folder has none; drop it.")
     if arguments.to == "native":
         written = import_hf(arguments.load, arguments.save)
     else:
         written = export_hf(arguments.load, arguments.save, arguments.ckpt_step)
+        unlike = unlike_published(open_hf_folder(written).config.model)
+        if unlike:
+            print(f"the published code does not know of {', '.join(unlike)}: it would compute otherwise")
     print(f"wrote {written}")
 
 

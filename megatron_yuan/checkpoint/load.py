@@ -229,7 +229,10 @@ def load_checkpoint(
 
     Before anything is read, the weights of all ranks together are held against the checkpoint, tensor by tensor.
     """
-    check_shapes(checkpoint, ranks, weights)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in ranks.gather({name: tuple(tensor.shape) for name, tensor in weights.items()}):
+        shapes.update(part)
+    checkpoint.check_model(shapes)
 
     def read() -> None:
         checkpoint.load_weights(weights, cast=cast)
@@ -237,14 +240,6 @@ def load_checkpoint(
             checkpoint.load_optimizer(optimizer, cast=cast)
 
     together(ranks, f"loading {checkpoint.path}", read)
-
-
-def check_shapes(checkpoint: Checkpoint, ranks: Ranks, weights: Mapping[str, Tensor]) -> None:
-    """CheckpointError, tensor by tensor, unless the weights of all ranks together have the checkpoint's shapes."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for part in ranks.gather({name: tuple(tensor.shape) for name, tensor in weights.items()}):
-        shapes.update(part)
-    checkpoint.check_model(shapes)
 
 
 def _holders(path: Path) -> tuple[Path, Path]:

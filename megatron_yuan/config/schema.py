@@ -108,7 +108,7 @@ class DataConfig:
     eod_mask_loss: bool = False
     """Leave the loss on <eod> inputs out (published training keeps it)."""
     fim_rate: float = 0.0
-    """Share of document segments rearranged for fill-in-the-middle."""
+    """Share of document segments rearranged for fill-in-the-middle; those cut at a sample's edge are left alone."""
     fim_spm_rate: float = 0.5
     """Share of those in suffix-prefix-middle order; the rest are prefix-suffix-middle."""
     eod_id: int | None = None

@@ -6,11 +6,21 @@ Each error names the settings, their values, the rule and the fix.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from megatron_yuan.config.fields import as_flag, settings, value_of, with_values
 from megatron_yuan.config.layout import chunk_sizes
-from megatron_yuan.config.schema import Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainingConfig
+from megatron_yuan.config.schema import (
+    Config,
+    DataConfig,
+    LoggingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    TrainingConfig,
+)
 from megatron_yuan.errors import ConfigError, ParallelError
 
 # What a number may be, the test, and the settings it holds for. Settings that are unset (None) are let through.
@@ -64,10 +74,29 @@ def validate_run(config: Config) -> None:
             "data-path is empty, so there is nothing to train on;\n"
             "give --data-path PREFIX (of PREFIX.bin and PREFIX.idx, which tools/preprocess_data.py makes)."
         )
+    load, save = config.checkpoint.load, config.checkpoint.save
+    if load is not None and load != save and not os.path.exists(load):
+        raise ConfigError(f"load is {load}, which does not exist; give a run folder, a checkpoint or an HF folder.")
+    if save is not None and os.path.exists(save) and not os.path.isdir(save):
+        raise ConfigError(f"save is {save}, which is a file; name a folder, new or of an earlier run.")
+    _check_sinks(config.logging, save)
     if data.fim_rate > 0 and data.tokenizer_model is None:
         raise ConfigError(
             f"fim-rate {data.fim_rate} rearranges text, which needs the tokenizer, but tokenizer-model is unset;\n"
             "give --tokenizer-model FILE, or --fim-rate 0."
+        )
+
+
+def _check_sinks(logging: LoggingConfig, save: str | None) -> None:
+    for setting, package in (("tensorboard_dir", "tensorboard"), ("wandb_project", "wandb")):
+        if getattr(logging, setting) is not None and find_spec(package) is None:
+            raise ConfigError(
+                f"{setting.replace('_', '-')} is given, but the package {package} is not installed; "
+                f"pip install {package}, or drop {as_flag(setting)}."
+            )
+    if logging.wandb_project is not None and save is None:
+        raise ConfigError(
+            f"wandb-project is {logging.wandb_project}, but there is no run folder to write into; give --save."
         )
 
 

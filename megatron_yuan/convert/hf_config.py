@@ -23,6 +23,8 @@ OWN_KEYS = ("rotary_base", "rotary_percent", "rotary_ntk_factor", "rotary_roundi
 
 _REQUIRED_VALUES: dict[str, Any] = {"hidden_act": "silu", "use_moe": True}
 _REQUIRED_MOE_VALUES: dict[str, Any] = {"gated_linear_unit": True, "norm_topk_prob": True}
+_ONLY_DEFAULTS: dict[str, Any] = {"rope_scaling": None, "attention_bias": False, "sliding_window": None}
+"""Keys of other families that would change what is computed; not supported."""
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -39,6 +41,8 @@ def read_config(keys: Mapping[str, Any], source: str, has_router_of_attention: b
     projection = read.count("attention_projection_size", hidden)
     if projection % heads:
         raise CheckpointError(f"{source}: attention_projection_size {projection} is not divisible by {heads} heads")
+    read.require({**_ONLY_DEFAULTS, "num_key_value_heads": heads})
+    read.require({"rope_theta": read.number("rotary_base", 10_000.0)})
     rows = read.count("vocab_size")
     head_dim = projection // heads
     model = ModelConfig(
@@ -127,6 +131,20 @@ def write_config(
     return keys
 
 
+def unlike_published(model: ModelConfig) -> list[str]:
+    """What an export says in OWN_KEYS and the published code would not read: it would compute another network."""
+    published = {
+        "rotary_base": 10_000.0,
+        "rotary_ntk_factor": 1.0,
+        "rotary_rounding": "all",
+        "moe_router": "attention",
+    }
+    unlike = [f"{name} {getattr(model, name)}" for name, value in published.items() if getattr(model, name) != value]
+    if model.rotary_dim != model.hidden_size // model.num_attention_heads:
+        unlike.append(f"{model.rotary_dim} rotated channels a head")
+    return unlike
+
+
 def _token_ids(eod_id: int | None) -> dict[str, int]:
     names = ("eod_token", "eod_token_id", "bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id")
     return {} if eod_id is None else dict.fromkeys(names, eod_id)
@@ -194,7 +212,7 @@ class _Reader:
         for name, value in values.items():
             if self.keys.get(name, value) != value:
                 raise CheckpointError(
-                    f"{self.source}: {name} is {self.keys[name]!r}; only {value!r}, as in Yuan 2.0-M32, is supported"
+                    f"{self.source}: {name} is {self.keys[name]!r}; only {value!r}, as in this model, is supported"
                 )
 
     def _get(self, name: str, default: Any) -> Any:

@@ -14,6 +14,7 @@ from megatron_yuan.errors import DataError
 HEADER_BYTES = 9 + 8 + 1 + 8 + 8  # magic, version, dtype code, number of sequences, number of documents
 MAGIC = b"MMIDIDX\x00\x00"
 DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
+SMALLEST_SHARE = 1e-12  # of a blend
 SCAN_TOKENS = 2**24  # ids looked at in one go
 
 
@@ -56,6 +57,12 @@ def parse_blend(setting: str, entries: Sequence[str]) -> list[Source]:
         raise DataError(
             f"{setting} has weights {', '.join(map(str, weights))}; each must be 0 or more, and one above 0. "
             "Fix: mend them."
+        )
+    lost = [w for w in weights if w > 0 and w / sum(weights) < SMALLEST_SHARE]
+    if lost:
+        raise DataError(
+            f"{setting} gives weight {lost[0]} of {sum(weights)} in all, a share too small to draw a sample by. "
+            "Fix: drop that set, or raise its weight."
         )
     return [open_source(setting, p, w) for p, w in zip(prefixes, weights, strict=True) if w != 0]
 

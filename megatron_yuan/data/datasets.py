@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -85,6 +86,8 @@ def open_sources(config: DataConfig, vocab_size: int) -> Sources:
     if config.valid_data_path:
         for source in sources.valid:
             _check_length(source, sources.valid_split, VALID, config.seq_length)
+    for source in distinct:
+        _check_cache(config, source)
     return sources
 
 
@@ -126,6 +129,26 @@ def build_validation_samples(sources: Sources, config: DataConfig, seed: int) ->
     return found
 
 
+def _cache(config: DataConfig, source: Source) -> Path:
+    """Where index files of a blend that begins with `source` are kept."""
+    return Path(config.data_cache_path) if config.data_cache_path else Path(source.prefix).parent / "index-cache"
+
+
+def _check_cache(config: DataConfig, source: Source) -> None:
+    folder = _cache(config, source)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if folder.is_dir() and any(folder.iterdir()):
+            return  # filled before: it may hold all that this run needs
+        raise DataError(
+            f"data_cache_path {folder} cannot be written ({error.strerror}), and index files must go somewhere. "
+            "Fix: --data-cache-path FOLDER, which all machines of the run see."
+        ) from None
+
+
 def _build(
     sources: list[Source],
     weights: list[float] | None,
@@ -146,7 +169,7 @@ def _build(
         config.seq_length,
         seed,
         eod_id,
-        config.data_cache_path or str(Path(sources[0].prefix).parent / "index-cache"),
+        str(_cache(config, sources[0])),
         {source.prefix: source.fingerprint for source in sources},
     )
     assert samples is not None, "every part was seen to hold tokens"

@@ -52,7 +52,11 @@ def read_passport(prefix: str | Path) -> Passport | None:
         known = {field.name for field in fields(Passport)}
         if not isinstance(found, dict) or found.get("version", 0) > VERSION:
             raise ValueError(f"version is not {VERSION} or older")
-        return Passport(**{name: found[name] for name in known})
+        passport = Passport(**{name: found[name] for name in known})
+        for field in fields(Passport):
+            if type(getattr(passport, field.name)).__name__ != field.type:
+                raise TypeError(f"{field.name} is {getattr(passport, field.name)!r}")
+        return passport
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise DataError(f"{path} is damaged or newer than this program ({error}). Fix: preprocess again.") from None
 

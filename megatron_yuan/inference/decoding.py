@@ -22,6 +22,10 @@ PREFILL_CHUNK = 4096
 """Prompt tokens that go through the model at once."""
 
 
+ROOM = 256
+"""New tokens that caches have room for at first."""
+
+
 class Decoder:
     """One batch in generation: what has been seen, and the scores of what comes next."""
 
@@ -38,6 +42,8 @@ class Decoder:
         self._caches = []
         if use_cache:
             batch = ids_BP.shape[0]
+            # A generous limit on the answer costs no memory before it is needed.
+            capacity = min(capacity, ids_BP.shape[1] + ROOM)
             self._caches = [AttentionCache.empty(model.config, batch, capacity, self._like) for _ in model.layers]
 
     def feed(self, ids_B: Tensor) -> None:

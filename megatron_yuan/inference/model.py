@@ -16,7 +16,7 @@ from megatron_yuan.checkpoint import layout
 from megatron_yuan.checkpoint.load import is_checkpoint, open_checkpoint
 from megatron_yuan.config.schema import Config
 from megatron_yuan.config.yaml_file import from_yaml
-from megatron_yuan.convert.hf import EMBEDDING, load_hf, model_shapes
+from megatron_yuan.convert.hf import EMBEDDING, check_folder, load_hf, model_shapes
 from megatron_yuan.convert.hf_folder import is_hf_folder, open_hf_folder
 from megatron_yuan.errors import CheckpointError, ConfigError, DataError
 from megatron_yuan.inference.decoding import Decoder, pad_left, tokens
@@ -97,7 +97,10 @@ class LanguageModel(YuanModel):
         stop_ids: Sequence[int] | None = None,
         use_cache: bool = True,
     ) -> list[list[int]]:
-        """The new tokens of each prompt, of whatever length, up to and without the stop id; each as if alone."""
+        """The new tokens of each prompt, of whatever length, up to and without the stop id.
+
+        Greedily, each row gets what it would get alone; sampled, row b draws from its own stream of (seed, b).
+        """
         sampling = Sampling(temperature, top_k, top_p, seed)
         if not prompts:
             return []
@@ -162,10 +165,11 @@ class LanguageModel(YuanModel):
 
     def _checked(self, input_ids: Tensor) -> Tensor:
         """The ids on the model's device; DataError where they cannot be looked up."""
-        if input_ids.dim() != 2 or input_ids.shape[1] == 0 or input_ids.is_floating_point():
+        whole = not (input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool)
+        if input_ids.dim() != 2 or 0 in input_ids.shape or not whole:
             raise DataError(
                 f"input ids are {input_ids.dtype} of shape {list(input_ids.shape)}; whole numbers [batch, sequence] "
-                "with at least one token a row were expected."
+                "with at least one row and a token in it were expected."
             )
         vocabulary = self.config.padded_vocab_size
         if input_ids.numel() and (int(input_ids.min()) < 0 or int(input_ids.max()) >= vocabulary):
@@ -173,7 +177,7 @@ class LanguageModel(YuanModel):
                 f"token ids run from {int(input_ids.min())} to {int(input_ids.max())}, but the model's vocabulary is "
                 f"0 to {vocabulary - 1}; is this the tokenizer that the model was trained with?"
             )
-        return input_ids.to(self.device)
+        return input_ids.to(self.device, torch.long)
 
 
 def load(
@@ -193,6 +197,7 @@ def load(
         checkpoint.load_weights({name: each.data for name, each in model.named_parameters()}, cast=True)
     elif is_hf_folder(path):
         folder = open_hf_folder(path)
+        check_folder(folder)
         stored = folder.specs[EMBEDDING].dtype if EMBEDDING in folder.specs else torch.float32
         model = _unfilled(folder.config, folder.tokenizer, wanted or stored, place)
         load_hf(folder, dict(model.named_parameters()))
@@ -228,6 +233,8 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
         if dtype not in DTYPES:
             raise ConfigError(f"dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}.")
         return DTYPES[dtype]
+    if dtype is not None and not dtype.is_floating_point:
+        raise ConfigError(f"dtype is {dtype}, but must be one of {', '.join(DTYPES)}.")
     return dtype
 
 

@@ -31,7 +31,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ConfigError(f"temperature is {self.temperature}, but must be 0 or more; 0 is greedy.")
-        if self.top_k < 0 or self.top_k != int(self.top_k):
+        if self.top_k < 0 or type(self.top_k) is not int:
             raise ConfigError(f"top-k is {self.top_k}, but must be a whole number, 0 or more; 0 takes all tokens.")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top-p is {self.top_p}, but must be in (0, 1]; 1 takes all tokens.")

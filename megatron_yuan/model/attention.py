@@ -42,8 +42,14 @@ class AttentionCache:
         return cls(like.new_empty(shape), like.new_empty(shape))
 
     def append(self, k_BNSD: Tensor, v_BNSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Store S more positions; returns all keys and values so far."""
+        """Store S more positions, in twice the room where it is too small; returns all keys and values so far."""
         end = self.length + k_BNSD.shape[2]
+        if end > self.keys_BNPD.shape[2]:
+            more = max(end, 2 * self.length) - self.length
+            room = k_BNSD.new_empty(*k_BNSD.shape[:2], more, k_BNSD.shape[3])
+            kept = slice(0, self.length)
+            self.keys_BNPD = torch.cat((self.keys_BNPD[:, :, kept], room), dim=2)
+            self.values_BNPD = torch.cat((self.values_BNPD[:, :, kept], room), dim=2)
         self.keys_BNPD[:, :, self.length : end] = k_BNSD
         self.values_BNPD[:, :, self.length : end] = v_BNSD
         self.length = end

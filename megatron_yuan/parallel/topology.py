@@ -133,6 +133,11 @@ def _join(parallel: ParallelConfig, device: torch.device) -> None:
     backend = parallel.distributed_backend
     if backend == "auto":
         backend = "nccl" if device.type == "cuda" else "gloo"
+    if backend == "nccl" and device.type == "cpu":
+        raise ParallelError(
+            "distributed-backend is nccl, which needs GPUs, but tensors are on the CPU;\n"
+            "drop it (auto takes gloo here), or start where torch sees a GPU."
+        )
     timeout = timedelta(minutes=parallel.distributed_timeout_minutes)
     settings: dict[str, Any] = {"backend": backend, "timeout": timeout}
     if backend == "nccl":

@@ -187,9 +187,14 @@ def _remedy(config: Config, gigabytes: int, replicas: int) -> str:
         "--recompute-granularity full --recompute-num-layers None",
         {"recompute_granularity": "full", "recompute_num_layers": None},
     )
+    plain = ""
+    if config.parallel.virtual_pipeline_model_parallel_size > 1:
+        plain += " --virtual-pipeline-model-parallel-size 1"
+    if config.parallel.pipeline_model_parallel_layout is not None:
+        plain += " --pipeline-model-parallel-layout None"
     more = [
         _Remedy(
-            f"--pipeline-model-parallel-size {n}",
+            f"--pipeline-model-parallel-size {n}{plain}",
             {
                 "pipeline_model_parallel_size": n,
                 "pipeline_model_parallel_layout": None,
@@ -209,7 +214,7 @@ def _remedy(config: Config, gigabytes: int, replicas: int) -> str:
 
 def _flops(number: float) -> str:
     for unit, name in ((1e9, "GFLOP"), (1e6, "MFLOP")):
-        if number >= unit / 10:
+        if number >= unit:
             return f"{number / unit:.1f} {name}"
     return f"{number / 1e3:.1f} kFLOP"
 

@@ -1,83 +1,110 @@
-"""Where a run starts from: nothing, its own last checkpoint, or the weights of another run or a Hugging Face folder."""
+"""Where a run starts from: nothing, its own last checkpoint, or the weights of another run or a Hugging Face folder.
+
+Found and checked before data and model are built, loaded after.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_yuan import log
-from megatron_yuan.checkpoint.load import Checkpoint, check_shapes, is_checkpoint, load_checkpoint, open_checkpoint
+from megatron_yuan.checkpoint.load import Checkpoint, is_checkpoint, load_checkpoint, open_checkpoint
+from megatron_yuan.checkpoint.state import RunState
 from megatron_yuan.config.same_network import check_same_network
-from megatron_yuan.config.schema import CheckpointConfig, ModelConfig
+from megatron_yuan.config.schema import CheckpointConfig, Config, ModelConfig, TrainingConfig
 from megatron_yuan.config.yaml_file import from_yaml
-from megatron_yuan.convert.hf import load_hf
-from megatron_yuan.convert.hf_folder import is_hf_folder, open_hf_folder
+from megatron_yuan.convert.hf import load_hf, model_shapes
+from megatron_yuan.convert.hf_folder import HfFolder, is_hf_folder, open_hf_folder
 from megatron_yuan.data.passport import sha256_of
 from megatron_yuan.errors import CheckpointError
-from megatron_yuan.training.run import Run
+from megatron_yuan.parallel.topology import Topology
+from megatron_yuan.training.setup import TrainingModel
 
 
-def load_origin(run: Run, tokenizer_sha256: str | None) -> str:
-    """Put the new `run` where its settings say; returns where it came from, in words. Called by all ranks together.
+@dataclass(frozen=True)
+class Origin:
+    """A checked place to start from."""
 
-    `tokenizer_sha256` is of the tokenizer that made the data, where that is known.
+    source: Checkpoint | HfFolder | None
+    """None: new weights."""
+    goes_on: bool = False
+    """Step, position in the data and optimizer go on too, not the weights alone."""
+
+    @property
+    def position(self) -> RunState:
+        """Where the run stands in time."""
+        return self.source.run_state if self.goes_on and isinstance(self.source, Checkpoint) else RunState(0, 0)
+
+    def load(self, model: TrainingModel, config: Config, topology: Topology) -> str:
+        """Fill `model`; returns what was loaded, in words. Called by all ranks together."""
+        weights = {name: parameter.data for name, parameter in model.parameters.items()}
+        if self.source is None:
+            return f"new weights from seed {config.training.seed}"
+        if isinstance(self.source, HfFolder):
+            load_hf(self.source, weights)
+            model.optimizer.take_weights()
+            return f"weights of the Hugging Face folder {self.source.path}"
+        with_optimizer = config.checkpoint.load_optim and self.goes_on and self.source.has_optimizer
+        state = model.optimizer.state() if with_optimizer else None
+        load_checkpoint(self.source, topology, weights, state, cast=not self.goes_on)
+        if with_optimizer:
+            model.optimizer.steps = self.position.optimizer_steps
+        else:
+            model.optimizer.take_weights()
+        return f"{'everything' if self.goes_on else 'weights'} from {self.source.path}"
+
+
+def find_origin(config: Config, topology: Topology, tokenizer_sha256: str | None) -> Origin:
+    """Open what the settings name, and hold it against the model and the data. Called by all ranks together.
+
+    `tokenizer_sha256` is of the tokenizer that made the data, where that is known. Raises CheckpointError, tensor by
+    tensor, for another model, and ConfigError for the same weights as another network.
     """
-    settings = run.config.checkpoint
-    path, own = _origin(settings)
+    settings = config.checkpoint
+    path, own = _path(settings)
     if path is None:
-        return f"new weights from seed {run.config.training.seed}"
+        return Origin(None)
     if not is_checkpoint(path) and is_hf_folder(Path(path)):
-        return _load_hf(run, path, tokenizer_sha256)
-    step = settings.ckpt_step if path == settings.load or settings.load is None else None
-    checkpoint = open_checkpoint(path, step, run.topology)
-    if own and settings.load not in (None, settings.save):
+        folder = open_hf_folder(Path(path))
+        _check_network(folder.config.model, config.model, path, new_run=True)
+        theirs = None if folder.tokenizer is None else sha256_of(folder.tokenizer)
+        _check_tokenizer(path, theirs, tokenizer_sha256, new_run=True)
+        return Origin(folder)
+    if own and settings.load not in (None, path):
         log.logger.info(f"{path} holds a checkpoint already: going on from there, not from --load {settings.load}")
+    step = settings.ckpt_step if settings.load in (None, path) or not own else None
+    checkpoint, where = open_checkpoint(path, step, topology), str(path)
     new_run = settings.finetune and not own
-    _load_native(run, checkpoint, new_run, tokenizer_sha256)
-    return f"{'weights' if new_run else 'everything'} from {checkpoint.path}"
+    checkpoint.check_model(model_shapes(config.model))
+    saved = from_yaml(checkpoint.config_text, source=f"the config of {checkpoint.path}")
+    _check_network(saved.model, config.model, where, new_run)
+    _check_tokenizer(where, checkpoint.tokenizer_sha256, tokenizer_sha256, new_run)
+    if not new_run and _samples(saved.training) != _samples(config.training):
+        log.logger.info(
+            f"train-iters x global-batch-size was {_samples(saved.training)} samples and is "
+            f"{_samples(config.training)}: megatron-core shuffles whole epochs, so samples may repeat or be missed"
+        )
+    return Origin(checkpoint, goes_on=not new_run)
 
 
-def _origin(settings: CheckpointConfig) -> tuple[str | None, bool]:
+def _path(settings: CheckpointConfig) -> tuple[str | None, bool]:
     """The path to load, and whether it is the run's own folder: that comes first, lest a restart begin anew."""
     own = settings.save is not None and is_checkpoint(settings.save)
     if own and not (settings.load == settings.save and settings.finetune):
         return settings.save, True
-    if settings.load is not None and settings.load == settings.save and not Path(settings.load).exists():
-        log.logger.info(f"there is nothing at --load {settings.load} yet: the run begins there")
+    if settings.load is not None and settings.load == settings.save and not own:
+        log.logger.info(f"there is no checkpoint in --load {settings.load} yet: the run begins there")
         return None, False
     return settings.load, False
 
 
-def _load_native(run: Run, checkpoint: Checkpoint, new_run: bool, tokenizer_sha256: str | None) -> None:
-    settings, model = run.config.checkpoint, run.model
-    weights = {name: parameter.data for name, parameter in model.parameters.items()}
-    check_shapes(checkpoint, run.topology, weights)
-    saved = from_yaml(checkpoint.config_text, source=f"the config of {checkpoint.path}").model
-    _check_network(run, saved, str(checkpoint.path), new_run)
-    _check_tokenizer(str(checkpoint.path), checkpoint.tokenizer_sha256, tokenizer_sha256, new_run)
-    with_optimizer = settings.load_optim and not new_run and checkpoint.has_optimizer
-    state = model.optimizer.state() if with_optimizer else None
-    load_checkpoint(checkpoint, run.topology, weights, state, cast=new_run)
-    if not with_optimizer:
-        model.optimizer.take_weights()
-    if not new_run:
-        position = checkpoint.run_state
-        run.step, run.consumed_samples, run.tokens = position.step, position.consumed_samples, position.tokens
-        if with_optimizer:
-            model.optimizer.steps = position.optimizer_steps
+def _samples(training: TrainingConfig) -> int:
+    return training.train_iters * (training.global_batch_size or 1)
 
 
-def _load_hf(run: Run, path: str, tokenizer_sha256: str | None) -> str:
-    folder = open_hf_folder(Path(path))
-    _check_network(run, folder.config.model, path, new_run=True)
-    theirs = None if folder.tokenizer is None else sha256_of(folder.tokenizer)
-    _check_tokenizer(path, theirs, tokenizer_sha256, new_run=True)
-    load_hf(folder, {name: parameter.data for name, parameter in run.model.parameters.items()})
-    run.model.optimizer.take_weights()
-    return f"weights of the Hugging Face folder {path}"
-
-
-def _check_network(run: Run, saved: ModelConfig, where: str, new_run: bool) -> None:
-    for remark in check_same_network(saved, run.config.model, where, new_run):
+def _check_network(saved: ModelConfig, asked: ModelConfig, where: str, new_run: bool) -> None:
+    for remark in check_same_network(saved, asked, where, new_run):
         log.logger.info(remark)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from megatron_yuan import log
+from megatron_yuan.checkpoint.state import RunState
 from megatron_yuan.config.schema import Config
 from megatron_yuan.config.yaml_file import to_yaml
 from megatron_yuan.data.datasets import Sources, build_training_samples, build_validation_samples
@@ -22,7 +23,7 @@ from megatron_yuan.report.peak import device_peak
 from megatron_yuan.report.run_folder import open_run_folder
 from megatron_yuan.report.telemetry import SilentTelemetry, Telemetry
 from megatron_yuan.report.throughput import Arithmetic
-from megatron_yuan.training.origin import load_origin
+from megatron_yuan.training.origin import find_origin
 from megatron_yuan.training.run import Run
 from megatron_yuan.training.setup import build_training_model
 
@@ -32,7 +33,9 @@ def start_run(config: Config, topology: Topology, sources: Sources, remarks: Seq
     log.configure(topology.rank, topology.world_size)
     for remark in remarks:
         log.logger.info(remark)
-    samples = _training_samples(config, sources)
+    origin = find_origin(config, topology, sources.tokenizer_sha256)
+    position = origin.position
+    samples = _training_samples(config, sources, position)
     held_out = build_validation_samples(sources, config.data, config.training.seed)
     if config.training.eval_interval and not held_out:
         log.logger.info(
@@ -46,24 +49,26 @@ def start_run(config: Config, topology: Topology, sources: Sources, remarks: Seq
         microbatches=_microbatches(samples, config, topology, sources.eod_id),
         validation={name: _microbatches(source, config, topology, sources.eod_id) for name, source in held_out.items()},
         telemetry=SilentTelemetry(),
+        step=position.step,
+        consumed_samples=position.consumed_samples,
+        tokens=position.tokens,
     )
-    origin = load_origin(run, sources.tokenizer_sha256)
+    loaded = origin.load(run.model, config, topology)
     run.telemetry = _open_telemetry(run)
-    _introduce(run, origin)
+    _introduce(run, loaded)
     return run
 
 
-def _training_samples(config: Config, sources: Sources) -> SampleSource:
-    data, seed = config.data, config.training.seed
-    samples = build_training_samples(sources, data, _samples_in_run(config), seed)
+def _training_samples(config: Config, sources: Sources, position: RunState) -> SampleSource:
+    data, training, seed = config.data, config.training, config.training.seed
+    # As many as the whole run has; more where it goes on with smaller batches than it began with.
+    to_come = (training.train_iters - position.step) * (training.global_batch_size or 1)
+    whole = training.train_iters * (training.global_batch_size or 1)
+    samples = build_training_samples(sources, data, max(whole, position.consumed_samples + to_come), seed)
     if data.fim_rate == 0:
         return samples
     assert data.tokenizer_model is not None, "validate_run asks for it"
     return FimSamples(samples, Tokenizer(data.tokenizer_model), data.fim_rate, data.fim_spm_rate, seed, sources.eod_id)
-
-
-def _samples_in_run(config: Config) -> int:
-    return config.training.train_iters * (config.training.global_batch_size or 1)
 
 
 def _microbatches(source: SampleSource, config: Config, topology: Topology, eod_id: int) -> Microbatches:
@@ -91,7 +96,7 @@ def _open_telemetry(run: Run) -> Telemetry:
     return Telemetry(config.logging, folder, arithmetic, config.training.train_iters, run.step, asdict(config))
 
 
-def _introduce(run: Run, origin: str) -> None:
+def _introduce(run: Run, loaded: str) -> None:
     config, topology = run.config, run.topology
     count = count_parameters(config.model)
     say = run.telemetry.message
@@ -104,7 +109,7 @@ def _introduce(run: Run, origin: str) -> None:
         f"{topology.device.type}; {len(run.microbatches)} microbatches of {config.training.micro_batch_size} x "
         f"{config.data.seq_length} tokens a replica and step"
     )
-    say(f"start: step {run.step} of {config.training.train_iters}, {origin}")
+    say(f"start: step {run.step} of {config.training.train_iters}, {loaded}")
     if topology.device.type == "cpu" and config.model.attention_dropout > 0:
         say("attention-dropout on a CPU: torch has no flash kernel for it there, so memory grows with S x S")
     if config.checkpoint.save is None:

@@ -35,6 +35,10 @@ def outcomes(*runs: Config) -> list[str]:
     return ends
 
 
+def losses(*runs: Config) -> list[float]:
+    return [step["loss"] for run in runs for step in train(run)]
+
+
 def in_a_process(*runs: Config) -> list[str]:
     return run_processes(outcomes, 1, *runs)[0]
 
@@ -54,6 +58,13 @@ def test_the_first_start_may_name_the_run_folder_to_load_from_and_a_restart_goes
 def test_a_restart_of_a_finetuning_goes_on_instead_of_beginning_anew(config, trained, tmp_path):
     tuning = with_values(config, {"save": str(tmp_path / "run"), "load": trained, "finetune": True})
     assert in_a_process(with_values(tuning, {"exit_interval": 1}), tuning) == ["1 steps", "2 steps"]
+
+
+def test_going_on_with_smaller_batches_every_step_still_has_tokens(config, tmp_path):
+    save = {"save": str(tmp_path / "run")}
+    large = with_values(config, {**save, "global_batch_size": 8, "exit_interval": 2})
+    small = with_values(config, {**save, "global_batch_size": 1, "train_iters": 4})
+    assert run_processes(losses, 1, large, small)[0][-1] > 1.0
 
 
 @pytest.mark.parametrize(

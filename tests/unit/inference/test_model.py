@@ -147,15 +147,25 @@ def test_float32_takes_the_master_weights_of_a_bfloat16_checkpoint(tmp_path: Pat
     assert as_saved.generate(ids_BS, 4, stop_ids=()).shape == (1, 11)
 
 
+def test_caches_grow_where_the_answer_outgrows_their_room(model: LanguageModel, monkeypatch) -> None:
+    prompt = torch.tensor([[1, 2, 3]])
+    whole = model.generate(prompt, 12, stop_ids=())
+    monkeypatch.setattr(decoding, "ROOM", 2)
+    assert torch.equal(model.generate(prompt, 12, stop_ids=()), whole)
+
+
 def test_bad_ids_and_settings_are_refused(model: LanguageModel) -> None:
     with pytest.raises(DataError, match="run from 50 to 50"):
         model.generate(torch.tensor([[50]]), 1)
     with pytest.raises(DataError, match="run from -1 to 3"):
         model(torch.tensor([[-1, 3]]))
-    with pytest.raises(DataError, match="at least one token"):
+    with pytest.raises(DataError, match="at least one row and a token in it"):
         model.generate(torch.zeros(1, 0, dtype=torch.long), 1)
     with pytest.raises(DataError, match="prompt 1 is empty"):
         model.generate_batch([[1], []], 1)
+    for ids in (torch.zeros(0, 3, dtype=torch.long), torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 3)):
+        with pytest.raises(DataError, match="input ids are"):
+            model.generate(ids, 1)
     with pytest.raises(ConfigError, match="max-new-tokens is -1"):
         model.generate(torch.tensor([[1]]), -1)
     with pytest.raises(ConfigError, match="temperature"):
@@ -168,6 +178,8 @@ def test_what_cannot_be_loaded_is_said(folder: Path, tmp_path: Path) -> None:
         megatron_yuan.load(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="neither a checkpoint nor a Hugging Face folder"):
         megatron_yuan.load(tmp_path)
+    with pytest.raises(ConfigError, match=r"dtype is torch\.int8"):
+        megatron_yuan.load(folder, dtype=torch.int8)
     with pytest.raises(ConfigError, match="dtype is 'int8'"):
         megatron_yuan.load(folder, dtype="int8")
     with pytest.raises(ConfigError, match="device is 'warp'"):
