@@ -31,10 +31,10 @@ def main() -> None:
     epoch = sum(source.tokens for source in sources.train) // config.data.seq_length
     samples = max(epoch, training.train_iters * (training.global_batch_size or 1))
     train = build_training_samples(sources, config.data, samples, training.seed)
-    counts = NgramCounts((train[i][0] for i in range(samples)), config.model.vocab_size)
+    counts = NgramCounts((train[i].tokens for i in range(samples)), config.model.vocab_size)
     measured = training.eval_iters * (training.global_batch_size or 1)
     for name, samples in build_validation_samples(sources, config.data, training.seed).items():
-        found = counts.loss(ids for ids, _ in islice((samples[i] for i in range(len(samples))), measured))
+        found = counts.loss(sample.tokens for sample in islice((samples[i] for i in range(len(samples))), measured))
         print(f"{name}: unigram {found.unigram:.4f}, bigram {found.bigram:.4f} nats a token, {found.tokens:,} tokens")
     processes.stop()
 

@@ -29,6 +29,8 @@ class Batch:
     """Where documents are isolated: the index in its row at which each token's document begins [B, S]; else None."""
     sample_ids: Sequence[int]
     """The number in the data order of each row; keys the row's random draws."""
+    set_ids: Sequence[int]
+    """The set of the blend that each row is from."""
 
     def to(self, device: torch.device) -> Batch:
         """The same on `device`. Document bounds stay on the CPU, where attention is cut by them."""
@@ -49,12 +51,14 @@ def make_batch(
     reset_attention_mask: bool = False,
     eod_mask_loss: bool = False,
     loss_mask_BS1: Tensor | None = None,
+    set_ids: Sequence[int] | None = None,
 ) -> Batch:
     """Cut S + 1 tokens a row into inputs and labels.
 
     A document ends with its <eod>, so the next one starts at the token after an <eod> in the input.
     `reset_position_ids` counts positions from there; `reset_attention_mask` does so too, and isolates documents.
     `eod_mask_loss` leaves out the loss where the input is <eod>; `loss_mask_BS1` leaves out labels that it marks 0.
+    `set_ids` unset: all rows are from set 0.
     """
     tokens_BS, labels_BS = tokens_BS1[:, :-1].contiguous(), tokens_BS1[:, 1:].contiguous()
     mask_BS = torch.ones(tokens_BS.shape) if loss_mask_BS1 is None else loss_mask_BS1[:, 1:].float().contiguous()
@@ -69,6 +73,7 @@ def make_batch(
         position_ids=here_BS if start_BS is None else here_BS - start_BS,
         document_start=start_BS if reset_attention_mask else None,
         sample_ids=tuple(sample_ids),
+        set_ids=tuple(set_ids) if set_ids is not None else (0,) * len(tokens_BS),
     )
 
 

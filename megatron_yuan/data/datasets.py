@@ -7,18 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from megatron_yuan.config.schema import DataConfig
 from megatron_yuan.data.blend import Source, check_token_ids, parse_blend, read_index
 from megatron_yuan.data.passport import Passport, check_passport, is_outdated, read_passport
+from megatron_yuan.data.sample import Sample, SampleSource
 from megatron_yuan.data.tokenizer import Tokenizer
 from megatron_yuan.errors import DataError
-
-if TYPE_CHECKING:  # it loads torch, which checking does without
-    from megatron_yuan.data.sampler import SampleSource
 
 TRAIN, VALID = 0, 1
 WHOLE = {TRAIN: "1,0,0", VALID: "0,1,0"}
@@ -38,9 +35,14 @@ class Sources:
     tokenizer_sha256: str | None = None
     """Of the tokenizer that made the data; None where neither a passport nor --tokenizer-model tells."""
 
+    @property
+    def train_names(self) -> list[str]:
+        """Short names of the training sets, or prefixes where short ones are the same."""
+        return _names(self.train)
+
 
 class Packed:
-    """megatron's samples as (token ids [S + 1], no mask)."""
+    """megatron's samples as ours."""
 
     def __init__(self, samples: Sequence[Mapping[str, np.ndarray]]) -> None:
         self.samples = samples
@@ -48,9 +50,10 @@ class Packed:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Sample `index`."""
-        return self.samples[index]["tokens"], None
+    def __getitem__(self, index: int) -> Sample:
+        """Sample `index`; a blend says which of its sets it is from."""
+        found = self.samples[index]
+        return Sample(found["tokens"], set_id=int(found.get("dataset_id", 0)))
 
 
 def open_sources(config: DataConfig, vocab_size: int) -> Sources:
@@ -102,6 +105,11 @@ def _check_length(source: Source, split: str, which: int, seq_length: int) -> No
         )
 
 
+def _names(sources: Sequence[Source]) -> list[str]:
+    names = [source.name for source in sources]
+    return [s.name if names.count(s.name) == 1 else s.prefix for s in sources]
+
+
 def split_tokens(source: Source, split: str, which: int) -> int:
     """Tokens in one part of a set. A part is whole documents; its bounds are rounded as megatron's builder does it."""
     _, lengths, _ = read_index(Path(source.prefix + ".idx"))
@@ -120,12 +128,12 @@ def build_training_samples(sources: Sources, config: DataConfig, num_samples: in
 def build_validation_samples(sources: Sources, config: DataConfig, seed: int) -> dict[str, SampleSource]:
     """By name of the set: each of its validation samples once, in an order of their own."""
     found: dict[str, SampleSource] = {}
-    for source in sources.valid:
+    for name, source in zip(_names(sources.valid), sources.valid, strict=True):
         if split_tokens(source, sources.valid_split, VALID) < config.seq_length + 1:
             continue  # too short for one sample: there is nothing to measure on
         samples = _build([source], None, sources.valid_split, VALID, None, config, seed, sources.eod_id)
         if len(samples):
-            found[source.name if source.name not in found else source.prefix] = Packed(samples)
+            found[name] = Packed(samples)
     return found
 
 

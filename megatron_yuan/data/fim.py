@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_yuan.data.sampler import SampleSource
+from megatron_yuan.data.sample import Sample, SampleSource
 from megatron_yuan.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from megatron_yuan.errors import DataError
 
@@ -57,16 +57,16 @@ class FimSamples:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def __getitem__(self, index: int) -> Sample:
         """Sample `index`: cut off or padded to the length it had, and a mask [S + 1] that is 0 on padding, if any."""
-        tokens, mask = self.source[index]
+        tokens, mask, set_id = self.source[index]
         assert mask is None, "a loss mask does not survive rearranging"
         pieces: list[np.ndarray | list[int]] = []
         random = _generator(self.seed, index)
         for segment, whole in split_documents(tokens, self.eod_id):
             chosen = whole and len(segment) > 1 and random.random() < self.rate
             pieces.append(self._rearrange(segment, random) if chosen else segment)
-        return fit(np.concatenate(pieces).astype(tokens.dtype), len(tokens), self.tokenizer.pad_id)
+        return Sample(*fit(np.concatenate(pieces).astype(tokens.dtype), len(tokens), self.tokenizer.pad_id), set_id)
 
     def _rearrange(self, document: np.ndarray, random: np.random.Generator) -> np.ndarray | list[int]:
         """`document` and its <eod>, rearranged."""

@@ -7,7 +7,6 @@ replica r holds samples n + (m x replicas + r) x micro_batch_size + 0, 1, ...
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,18 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from megatron_yuan.config.schema import DataConfig
 from megatron_yuan.data.batch import Batch, make_batch
-
-
-class SampleSource(Protocol):
-    """Samples by number."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-        ...
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Token ids [S + 1], and a loss mask [S + 1] where some of them have no loss."""
-        ...
+from megatron_yuan.data.sample import Sample, SampleSource
 
 
 class Microbatches:
@@ -78,23 +66,24 @@ class Microbatches:
             )
         )
 
-    def _collate(self, rows: Sequence[tuple[int, np.ndarray, np.ndarray | None]]) -> Batch:
-        ids, tokens, masks = zip(*rows, strict=True)
+    def _collate(self, rows: Sequence[tuple[int, Sample]]) -> Batch:
+        ids, samples = zip(*rows, strict=True)
         return make_batch(
-            torch.from_numpy(np.stack(tokens)),
+            torch.from_numpy(np.stack([sample.tokens for sample in samples])),
             ids,
             self.eod_id,
             self.config.reset_position_ids,
             self.config.reset_attention_mask,
             self.config.eod_mask_loss,
-            _stack_masks(tokens, masks),
+            _stack_masks(samples),
+            [sample.set_id for sample in samples],
         )
 
 
-def _stack_masks(tokens: Sequence[np.ndarray], masks: Sequence[np.ndarray | None]) -> torch.Tensor | None:
-    if all(mask is None for mask in masks):
+def _stack_masks(samples: Sequence[Sample]) -> torch.Tensor | None:
+    if all(sample.loss_mask is None for sample in samples):
         return None
-    whole = [np.ones(t.shape, np.float32) if m is None else m for t, m in zip(tokens, masks, strict=True)]
+    whole = [np.ones(s.tokens.shape, np.float32) if s.loss_mask is None else s.loss_mask for s in samples]
     return torch.from_numpy(np.stack(whole))
 
 
@@ -104,6 +93,8 @@ class _Numbered(Dataset):
     def __init__(self, source: SampleSource) -> None:
         self.source = source
 
-    def __getitem__(self, index: int) -> tuple[int, np.ndarray, np.ndarray | None]:
-        tokens, mask = self.source[index % len(self.source)]
-        return index, tokens, mask if index < len(self.source) else np.zeros(tokens.shape, np.float32)
+    def __getitem__(self, index: int) -> tuple[int, Sample]:
+        sample = self.source[index % len(self.source)]
+        if index >= len(self.source):
+            sample = sample._replace(loss_mask=np.zeros(sample.tokens.shape, np.float32))
+        return index, sample

@@ -16,24 +16,30 @@ CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}  # C: enough for the matrix products t
 CACHED_ELEMENTS = 2**20  # of them that a CPU turns into losses and gradients at a time: 4 MiB in float32
 
 
-def cross_entropy_sum(hidden_TH: Tensor, weight_VH: Tensor, labels_T: Tensor, mask_T: Tensor) -> Tensor:
-    """Sum over tokens of mask x -log softmax(h W^T)[label], a float32 scalar. Labels must be in [0, V)."""
+def linear_cross_entropy(
+    hidden_TH: Tensor, weight_VH: Tensor, labels_T: Tensor, mask_T: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Token losses mask x -log softmax(h W^T)[label] in float32: their sum, which has a gradient, and each one [T].
+
+    Labels must be in [0, V).
+    """
     return _LinearCrossEntropy.apply(hidden_TH, weight_VH, labels_T, mask_T.float())
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_TH: Tensor, weight_VH: Tensor, labels_T: Tensor, mask_T: Tensor) -> Tensor:
+    def forward(ctx, hidden_TH: Tensor, weight_VH: Tensor, labels_T: Tensor, mask_T: Tensor) -> tuple[Tensor, Tensor]:
         wants_grad = any(ctx.needs_input_grad[:2])
         chunk = CHUNK_TOKENS[hidden_TH.device.type]
-        total = torch.zeros((), dtype=torch.float32, device=hidden_TH.device)
+        losses_T = mask_T.new_empty(mask_T.shape)
         grad_hidden = torch.empty_like(hidden_TH) if wants_grad else None
         grad_weight = None
         for start in range(0, hidden_TH.shape[0], chunk):
             rows = slice(start, start + chunk)
             hidden, labels, mask = hidden_TH[rows], labels_T[rows].unsqueeze(1), mask_T[rows].unsqueeze(1)
             logits = hidden @ weight_VH.t()
-            total += _losses_into_gradients(logits, labels, mask).sum()  # from here on, `logits` is its own gradient
+            losses_T[rows] = _losses_into_gradients(logits, labels, mask).squeeze(1)
+            # From here on, `logits` is its own gradient.
             if grad_hidden is None:
                 continue
             torch.mm(logits, weight_VH, out=grad_hidden[rows])
@@ -41,10 +47,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # Chunks are added up in float32; a single one needs no second copy.
             grad_weight = part if grad_weight is None else grad_weight.float().add_(part)
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight_VH.dtype))
-        return total
+        ctx.mark_non_differentiable(losses_T)
+        return losses_T.sum(), losses_T
 
     @staticmethod
-    def backward(ctx, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx, grad_total: Tensor, _grad_losses: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
             grad_hidden * grad_total.to(grad_hidden.dtype),

@@ -1,4 +1,4 @@
-"""The loss over the run: every step, the running mean, and each validation set."""
+"""The loss over the run: every step, the running mean, each set of the blend, and each validation set."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MOST_SETS = 6  # of the blend, whose curves can still be told apart
 LEGEND_CHARACTERS = 110  # that fit side by side
 
 
@@ -34,14 +35,16 @@ def loss_figure(metrics: Metrics) -> Figure:
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
     _draw_training(axes, steps, losses)
-    _draw_validation(axes, metrics.evaluations)
+    names = _set_names(metrics)
+    _draw_training_sets(axes, metrics.steps, names)
+    _draw_validation(axes, metrics.evaluations, names)
     step_axis(axes, max(steps[-1], *(record["step"] for record in metrics.evaluations), 0))
     axes.set_ylabel("loss of a token (nats)")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     # Below the picture: inside, some run's curve would always be under it.
-    names = [str(name) for name in axes.get_legend_handles_labels()[1]]
-    columns = max(1, min(4, len(names), LEGEND_CHARACTERS // (max(map(len, names)) + 7)))
+    labels = [str(label) for label in axes.get_legend_handles_labels()[1]]
+    columns = max(1, min(4, len(labels), LEGEND_CHARACTERS // (max(map(len, labels)) + 7)))
     figure.legend(loc="outside lower center", ncols=columns, frameon=False)
     _add_tokens(axes, metrics)
     return figure
@@ -72,10 +75,31 @@ def _draw_training(axes: Axes, steps: Floats, losses: Floats) -> None:
         axes.plot(lost, np.full(len(lost), 0.02), "x", color="black", transform=where, label=label)
 
 
-def _draw_validation(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for record in evaluations for name in record["losses"]))
+def _set_names(metrics: Metrics) -> list[str]:
+    """Sets of the blend, then sets that are only validated on: a name has one colour."""
+    records = (*metrics.steps, *metrics.evaluations)
+    return list(dict.fromkeys(name for record in records for name in record.get("losses", ())))
+
+
+def _draw_training_sets(axes: Axes, steps: list[dict[str, Any]], names: list[str]) -> None:
+    trained = {name for record in steps for name in record.get("losses", ())}
+    if not 1 < len(trained) <= MOST_SETS:
+        return
+    drawn = thinned(len(steps))
+    at = np.array([record["step"] for record in steps], dtype=np.float64)[drawn]
+    for i, name in enumerate(names):
+        if name in trained:
+            losses = np.array([record.get("losses", {}).get(name, np.nan) for record in steps], dtype=np.float64)
+            mean = running_mean(losses, smoothing_window(len(steps)))[drawn]
+            colour = COLOURS[1 + i % (len(COLOURS) - 1)]
+            axes.plot(at, mean, color=colour, linewidth=1.0, linestyle=":", label=f"training, {_shortened(name)}")
+
+
+def _draw_validation(axes: Axes, evaluations: list[dict[str, Any]], names: list[str]) -> None:
     for i, name in enumerate(names):
         points = [(record["step"], record["losses"][name]) for record in evaluations if name in record["losses"]]
+        if not points:
+            continue
         axes.plot(
             *zip(*points, strict=True),
             color=COLOURS[1 + i % (len(COLOURS) - 1)],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class StepResult:
     """[L][E] tokens routed to each expert in this step; None where nobody counted."""
     memory_bytes: int
     """Peak memory: of the GPU on a GPU, of the process on a CPU."""
+    set_losses: Mapping[str, float] = field(default_factory=dict)
+    """Mean loss of a token of each set of the blend that was in the global batch, in nats."""
     positions: int | None = None
     """Tokens that went through the network, with loss or without: what throughput counts. Unset: `tokens`."""
 

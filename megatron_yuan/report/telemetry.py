@@ -149,6 +149,7 @@ def _step_record(result: StepResult, arithmetic: Arithmetic) -> dict[str, Any]:
     return {
         "step": result.step,
         "loss": result.loss,
+        "losses": dict(result.set_losses),
         "grad_norm": result.grad_norm,
         "lr": result.lr,
         "tokens": result.tokens,
@@ -166,6 +167,8 @@ def _step_record(result: StepResult, arithmetic: Arithmetic) -> dict[str, Any]:
 
 def _step_scalars(result: StepResult, record: Mapping[str, Any]) -> dict[str, float]:
     values = {f"train/{name}": record[name] for name in ("loss", "grad_norm", "lr", "samples")}
+    if len(result.set_losses) > 1:
+        values |= {f"train/loss/{name}": loss for name, loss in result.set_losses.items()}
     values |= {f"speed/{name}": record[name] for name in ("tokens_per_second", "tflops_per_device", "mfu", "seconds")}
     values["memory/peak_gib"] = result.memory_bytes / 2**30
     if result.worst_imbalance is not None:

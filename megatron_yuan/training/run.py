@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,8 @@ class Run:
     topology: Topology
     model: TrainingModel
     microbatches: Microbatches
+    set_names: Sequence[str]
+    """Of the training blend's sets, in its order."""
     validation: Mapping[str, Microbatches]
     telemetry: Telemetry
     step: int = 0
@@ -61,7 +63,8 @@ class Run:
         for chunk in self.model.chunks:
             chunk.zero_grad_buffer()
         batches = self.microbatches.step(self.consumed_samples)
-        sums = run_batch(self.model.chunks, batches, len(self.microbatches), self.config, self.topology, step)
+        chunks, num_microbatches, names = self.model.chunks, len(self.microbatches), self.set_names
+        sums = run_batch(chunks, batches, num_microbatches, self.config, self.topology, step, len(names))
         lr = learning_rate(step, self.config.optimizer, self.config.training.train_iters)
         loss = sums.loss_sum / max(1, sums.tokens)
         grad_norm = self.model.optimizer.gradient_norm(self.topology, sums.tokens)
@@ -83,6 +86,11 @@ class Run:
             seconds=time.perf_counter() - started,
             samples=self.consumed_samples,
             expert_load=sums.expert_load_LE.tolist(),
+            set_losses={
+                name: total / tokens
+                for name, total, tokens in zip(names, sums.loss_sum_D, sums.tokens_D, strict=True)
+                if tokens
+            },
             memory_bytes=peak_memory_bytes(self.topology.device),
         )
 

@@ -15,7 +15,8 @@ from megatron_yuan.config.schema import Config
 from megatron_yuan.config.yaml_file import to_yaml
 from megatron_yuan.data.datasets import Sources, build_training_samples, build_validation_samples
 from megatron_yuan.data.fim import FimSamples
-from megatron_yuan.data.sampler import Microbatches, SampleSource
+from megatron_yuan.data.sample import SampleSource
+from megatron_yuan.data.sampler import Microbatches
 from megatron_yuan.data.tokenizer import Tokenizer
 from megatron_yuan.parallel.topology import Topology
 from megatron_yuan.planning.accounting import TRAINING_PASSES, count_parameters, forward_flops
@@ -47,6 +48,7 @@ def start_run(config: Config, topology: Topology, sources: Sources, remarks: Seq
         topology=topology,
         model=build_training_model(config, topology),
         microbatches=_microbatches(samples, config, topology, sources.eod_id),
+        set_names=sources.train_names,
         validation={name: _microbatches(source, config, topology, sources.eod_id) for name, source in held_out.items()},
         telemetry=SilentTelemetry(),
         step=position.step,

@@ -1,6 +1,6 @@
 """One training step, and its half without gradients: microbatches through the pipeline, sums over all of them.
 
-Shapes: B batch, S sequence, H hidden, L layers of the whole model, E experts.
+Shapes: B batch, S sequence, T = B x S tokens, H hidden, L layers of the whole model, E experts, D sets of the blend.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from megatron_yuan.config.schema import Config
 from megatron_yuan.data.batch import Batch
 from megatron_yuan.mcore.parallel import DistributedDataParallel
 from megatron_yuan.model.context import token_context
-from megatron_yuan.model.loss import cross_entropy_sum
+from megatron_yuan.model.loss import linear_cross_entropy
 from megatron_yuan.model.model import YuanModel
 from megatron_yuan.model.randomness import key
 from megatron_yuan.parallel.schedule import run_microbatches
@@ -25,12 +25,22 @@ from megatron_yuan.parallel.topology import Topology
 class Sums(NamedTuple):
     """Totals over all microbatches and replicas, the same on every rank."""
 
-    loss_sum: float
-    """Sum of the token losses, in nats."""
-    tokens: int
-    """Number of tokens that had a loss."""
+    loss_sum_D: list[float]
+    """Sum of the token losses of each set of the blend, in nats."""
+    tokens_D: list[int]
+    """Number of each set's tokens that had a loss."""
     expert_load_LE: Tensor
     """Rows that each expert of each layer got, int64 on the CPU."""
+
+    @property
+    def loss_sum(self) -> float:
+        """Sum of all token losses."""
+        return sum(self.loss_sum_D)
+
+    @property
+    def tokens(self) -> int:
+        """Number of all tokens that had a loss."""
+        return sum(self.tokens_D)
 
 
 def run_batch(
@@ -40,11 +50,12 @@ def run_batch(
     config: Config,
     topology: Topology,
     step: int | None,
+    num_sets: int = 1,
 ) -> Sums:
     """Forward, and backward where `step` says that this trains; then the sums.
 
     `step` keys every random draw together with the seed and the sample; None: nothing is random and no gradient is
-    made.
+    made. `num_sets`: sets of the blend, whose losses are kept apart.
     """
     load_LE = torch.zeros(
         config.model.num_layers, config.model.num_experts, dtype=torch.float64, device=topology.device
@@ -52,18 +63,22 @@ def run_batch(
     reports = run_microbatches(
         chunks,
         microbatches,
-        _forward_step(config, topology, step, load_LE),
+        _forward_step(config, topology, step, load_LE, num_sets),
         num_microbatches,
         (config.training.micro_batch_size, config.data.seq_length),
         forward_only=step is None,
     )
-    loss = torch.stack(reports).sum(dim=0) if reports else load_LE.new_zeros(2)
+    losses_2D = torch.stack(reports).sum(dim=0) if reports else load_LE.new_zeros(2, num_sets)
     # One collective for everything: float64 counts exactly up to 2^53.
-    sums = topology.sum_over_replicas(topology.sum_over_stages(torch.cat((loss, load_LE.flatten())))).cpu()
-    return Sums(sums[0].item(), int(sums[1].item()), sums[2:].view_as(load_LE).long())
+    mine = torch.cat((losses_2D.flatten(), load_LE.flatten()))
+    losses_2D, load_LE = (
+        topology.sum_over_replicas(topology.sum_over_stages(mine)).cpu().split((losses_2D.numel(), load_LE.numel()))
+    )
+    loss_sum_D, tokens_D = losses_2D.view(2, num_sets).tolist()
+    return Sums(loss_sum_D, [int(tokens) for tokens in tokens_D], load_LE.view(config.model.num_layers, -1).long())
 
 
-def _forward_step(config: Config, topology: Topology, step: int | None, load_LE: Tensor) -> Callable:
+def _forward_step(config: Config, topology: Topology, step: int | None, load_LE: Tensor, num_sets: int) -> Callable:
     dtype = torch.bfloat16 if config.optimizer.bf16 else torch.float32
 
     def forward_step(batches: Iterator[Batch], chunk: DistributedDataParallel) -> tuple[Tensor, Callable]:
@@ -75,10 +90,12 @@ def _forward_step(config: Config, topology: Topology, step: int | None, load_LE:
         load_LE[part.layer_ids] += output.expert_load_LE
 
         def loss(hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            mask_T = batch.loss_mask.flatten()
-            total = cross_entropy_sum(hidden_BSH.flatten(0, 1), part.output_weight, batch.labels.flatten(), mask_T)
-            tokens = mask_T.sum()
-            return total, tokens.int(), torch.stack((total.detach(), tokens)).double()
+            labels_T, mask_T = batch.labels.flatten(), batch.loss_mask.flatten()
+            total, losses_T = linear_cross_entropy(hidden_BSH.flatten(0, 1), part.output_weight, labels_T, mask_T)
+            by_sample_2B = torch.stack((losses_T, mask_T)).double().view(2, len(batch.set_ids), -1).sum(dim=2)
+            sets_B = torch.tensor(batch.set_ids, device=total.device)
+            by_set_2D = by_sample_2B.new_zeros(2, num_sets).index_add(1, sets_B, by_sample_2B)
+            return total, by_set_2D[1].sum().int(), by_set_2D
 
         return output.hidden_BSH, loss
 

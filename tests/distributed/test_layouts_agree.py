@@ -50,7 +50,7 @@ def test_every_layout_gives_the_losses_of_one_process(config, alone, stages, rep
     assert all(steps == by_rank[0] for steps in by_rank), "the ranks disagree among themselves"
     ratios = [abs(a["loss"] / b["loss"] - 1) for a, b in zip(by_rank[0], alone, strict=True)]
     with capsys.disabled():
-        print(print(f"\n{stages} x {replicas} x {virtual}: first {ratios[0]:.1e}, worst {max(ratios):.1e}"))
+        print(f"\n{stages} x {replicas} x {virtual}: first {ratios[0]:.1e}, worst {max(ratios):.1e}")
     assert ratios[0] <= 1e-6
     # Sums in another order differ by 1e-7; where two experts tie within that, a token takes the other: up to 1e-4.
     assert max(ratios) <= 1e-4
@@ -86,3 +86,15 @@ def test_expert_load_counts_every_token_once_under_pipeline_accumulation_and_rec
     for steps in (alone, spread):
         assert all(sum(layer) == routed for step in steps for layer in step["load"])
     assert spread[0]["load"] == alone[0]["load"]
+
+
+def test_each_sets_training_loss_is_the_mean_over_its_own_tokens(config):
+    short = replace(config, training=replace(config.training, train_iters=2))
+    alone = run_processes(train, 1, short)[0]
+    spread = run_processes(train, 4, at(short, 2, 1))[0]
+    for one, other in zip(alone, spread, strict=True):
+        assert one["losses"].keys() == {"zh", "en"}
+        assert other["losses"] == pytest.approx(one["losses"], rel=1e-5)
+        # Half of the samples each, so the blend's loss is the mean of the two.
+        assert sum(one["losses"].values()) / 2 == pytest.approx(one["loss"], rel=1e-6)
+    assert alone[1]["losses"]["zh"] != alone[1]["losses"]["en"]

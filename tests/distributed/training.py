@@ -23,7 +23,14 @@ def train(config: Config, after: Callable[[Any], Any] | None = None) -> list[dic
         with run.telemetry:
             for step in range(run.step + 1, run.last_step + 1):
                 result = run.train_step(step)
-                steps.append({"loss": result.loss, "grad_norm": result.grad_norm, "load": result.expert_load})
+                steps.append(
+                    {
+                        "loss": result.loss,
+                        "losses": dict(result.set_losses),
+                        "grad_norm": result.grad_norm,
+                        "load": result.expert_load,
+                    }
+                )
             run.save()
         if after is not None:
             steps.append(after(run))

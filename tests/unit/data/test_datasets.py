@@ -156,7 +156,7 @@ def test_every_sample_has_one_token_more_than_the_sequence(world, pair):
     samples = build_training_samples(open_sources(settings, VOCAB), settings, 500, seed=1)
     assert len(samples) >= 500
     for i in (0, 1, 250, 499):
-        tokens, mask = samples[i]
+        tokens, mask, _ = samples[i]
         assert tokens.shape == (LENGTH + 1,) and tokens.dtype == np.int64 and mask is None
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from megatron_yuan.config.schema import DataConfig
 from megatron_yuan.data.fim import MARKS, FimSamples, split_documents
+from megatron_yuan.data.sample import Sample
 from megatron_yuan.data.sampler import Microbatches
 from megatron_yuan.data.tokenizer import Tokenizer
 from megatron_yuan.errors import DataError
@@ -24,8 +25,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        return np.array(self.rows[index], np.int64), None
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(np.array(self.rows[index], np.int64))
 
 
 def framed(tokenizer: Tokenizer, texts: Sequence[str], room: int = 0) -> list[int]:
@@ -82,7 +83,7 @@ def test_the_rates_are_kept(tokenizer: Tokenizer) -> None:
 def test_documents_cut_by_the_samples_edge_stay_as_they_are(tokenizer: Tokenizer) -> None:
     first, whole, last = (tokenizer.encode(text) for text in ("a cat reads", "the long night", "book by book"))
     eod = tokenizer.eod_id
-    tokens, _ = FimSamples(Rows([[*first, eod, *whole, eod, *last]]), tokenizer, 1.0, 0.5, seed=2)[0]
+    tokens, _, _ = FimSamples(Rows([[*first, eod, *whole, eod, *last]]), tokenizer, 1.0, 0.5, seed=2)[0]
     assert tokens[: len(first) + 1].tolist() == [*first, eod]
     assert tokens[len(first) + 1] == tokenizer.special_ids["<FIM_PREFIX>"]
     only_edges = [*first, eod, *last]
@@ -103,7 +104,7 @@ def test_a_sample_keeps_its_length_and_padding_has_no_loss(tokenizer: Tokenizer)
     rows = [framed(tokenizer, make_texts(i, 4)) for i in range(20)]
     samples = FimSamples(Rows(rows), tokenizer, 1.0, 0.5, 3)
     for i, row in enumerate(rows):
-        tokens, mask = samples[i]
+        tokens, mask, _ = samples[i]
         assert tokens.shape == (len(row),) and tokens.dtype == np.int64
         assert mask is None or (mask == (tokens != tokenizer.pad_id)).all()
 
@@ -112,7 +113,7 @@ def test_a_shorter_sample_is_padded_at_the_right_and_the_batch_masks_it(tokenize
     # These ids spell "cat" letter by letter, as no encoder would: put into text and back they are fewer.
     letters = [tokenizer.special_ids["<eod>"], *(_byte(tokenizer, b) for b in b"the cat reads " * 8), tokenizer.eod_id]
     source = FimSamples(Rows([letters]), tokenizer, 1.0, 0.5, 3)
-    tokens, mask = source[0]
+    tokens, mask, _ = source[0]
     real = int(np.flatnonzero(tokens == tokenizer.eod_id)[-1]) + 1
     assert real < len(letters) and mask is not None
     assert (tokens[real:] == tokenizer.pad_id).all()

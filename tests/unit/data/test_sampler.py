@@ -8,6 +8,7 @@ import pytest
 
 from megatron_yuan.config.schema import DataConfig
 from megatron_yuan.data.batch import Batch
+from megatron_yuan.data.sample import Sample
 from megatron_yuan.data.sampler import Microbatches
 
 CONFIG = DataConfig(seq_length=4)
@@ -22,9 +23,9 @@ class Counted:
     def __len__(self) -> int:
         return self.number
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def __getitem__(self, index: int) -> Sample:
         assert 0 <= index < self.number
-        return np.full(5, index), np.array([1, 1, 1, 1, 0], np.float32) if index % 3 == 0 else None
+        return Sample(np.full(5, index), np.array([1, 1, 1, 1, 0], np.float32) if index % 3 == 0 else None)
 
 
 def microbatches(replica: int = 0, replicas: int = 1, micro: int = 2, number: int = 1000, **changes) -> Microbatches:

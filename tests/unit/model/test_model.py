@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_yuan.model.context import token_context
-from megatron_yuan.model.loss import cross_entropy_sum
+from megatron_yuan.model.loss import linear_cross_entropy
 from megatron_yuan.model.model import YuanModel
 from tests.reference import yuan
 from tests.unit.model.test_model_against_reference import SHAPES, config_of, some_ids
@@ -46,7 +46,7 @@ def hidden_of(
 def gradients_of(parts: Sequence[YuanModel], isolated: bool = False) -> dict[str, Tensor]:
     hidden_BSH = hidden_of(parts, range(3), KEYS, isolated)
     labels_T = IDS.roll(-1, dims=1).flatten()
-    cross_entropy_sum(hidden_BSH.flatten(0, 1), parts[-1].output_weight, labels_T, torch.ones(24)).backward()
+    linear_cross_entropy(hidden_BSH.flatten(0, 1), parts[-1].output_weight, labels_T, torch.ones(24))[0].backward()
     summed: dict[str, Tensor] = {}
     for part in parts:
         for name, parameter in part.named_parameters():
