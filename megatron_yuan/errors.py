@@ -7,6 +7,7 @@ traceback.
 from __future__ import annotations
 
 import os
+import select
 import sys
 import time
 from collections.abc import Callable
@@ -46,4 +47,17 @@ def run_command_line(main: Callable[[], int | None]) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        # End as quietly as a program killed by SIGPIPE, the interpreter's last flush included.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     raise SystemExit(code or 0)
+
+
+def _reader_has_left() -> bool:
+    """Whether our output is a pipe that nobody reads any more (`| head`); a worker's broken pipe is another matter."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(events & select.POLLERR for _, events in poll.poll(0))

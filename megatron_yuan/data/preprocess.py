@@ -53,6 +53,8 @@ def preprocess(
     paths = check_inputs(inputs, keys)
     if workers < 1:
         raise DataError(f"workers is {workers}; at least 1 is needed. Fix: --workers 1 or more.")
+    if not str(output_prefix):
+        raise DataError('output_prefix is "", a name is needed. Fix: --output-prefix FOLDER/NAME.')
     prefixes = [Path(f"{output_prefix}_{key}_document") for key in keys]
     for prefix, ending in itertools.product(prefixes, ENDINGS):
         if not overwrite and Path(f"{prefix}{ending}").exists():

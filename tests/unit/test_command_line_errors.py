@@ -112,3 +112,14 @@ def test_a_tokenizer_that_cannot_be_read_is_named(tmp_path):
     prefix = write_indexed(tmp_path / "a", counting_documents(0))
     message = refusal(tmp_path, "--data-path", prefix, "--tokenizer-model", str(tmp_path / "t.model"))
     assert f"tokenizer_model {tmp_path}/t.model cannot be read" in message
+
+
+def test_a_reader_that_leaves_ends_it_without_a_traceback():
+    """`pretrain_yuan_moe.py --help | head`: the end of a program killed by SIGPIPE, 128 + 13."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    run = subprocess.run(
+        [sys.executable, str(PROGRAM), "--help"], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert (run.returncode, run.stderr) == (141, "")
