@@ -60,7 +60,6 @@ _NO_SHARDING = (
 _KERNEL = "torch's own fused kernels are used"
 _LOGGED = "TensorBoard gets every figure that metrics.jsonl gets"
 _BY_ITERS = "lengths are counted in steps; use --train-iters, --lr-decay-iters, --lr-warmup-iters"
-_NO_BALANCE = "M32 was trained without a balance loss and none is here; drop it and watch the expert load in the log"
 _BPE = "text is tokenized by a SentencePiece model; use --tokenizer-model"
 
 # fmt: off
@@ -93,7 +92,6 @@ PUBLISHED: dict[str, Rule] = {
     "--num-attention-router-heads": Accepted("routing is per token by construction, whatever the sequence length", 1),
     "--use-fp32-router": Accepted("router scores are always float32"),
     "--no-masked-softmax-fusion": Accepted(_KERNEL),
-    "--moe-router-load-balancing-type": _one("none", _NO_BALANCE),
     "--moe-grouped-gemm": Renamed(("--moe-experts", "grouped"), values=0),
     # Fine-tuning
     "--sft-stage": Refused(
@@ -141,10 +139,8 @@ MEGATRON: dict[str, Rule] = {
     "--num-query-groups": Refused("every head has its own keys and values, as published; drop it"),
     "--moe-ffn-hidden-size": Renamed(("--ffn-hidden-size",)),
     "--moe-token-dispatcher-type": Accepted("all experts of a layer live on its stage, so tokens stay there", 1),
-    "--moe-aux-loss-coeff": _one("0|0.0", _NO_BALANCE),
-    "--moe-z-loss-coeff": _one("0|0.0", _NO_BALANCE),
-    "--num-shared-experts": Refused("M32 has no shared experts; drop it"),
-    "--moe-expert-capacity-factor": Refused("no token is dropped: every token reaches its experts; drop it"),
+    "--moe-shared-expert-intermediate-size": Refused("shared experts are as wide as others; use --num-shared-experts"),
+    "--moe-router-score-function": _one("softmax", "experts are weighed by the softmax of their scores"),
     # Precision and kernels
     "--fp16": Refused("half precision needs loss scaling that is not here; use --bf16, the published precision"),
     "--accumulate-allreduce-grads-in-fp32": Accepted("gradients are always summed in float32"),

@@ -6,10 +6,13 @@ from megatron_yuan.config.fields import as_flag
 from megatron_yuan.config.schema import ModelConfig
 from megatron_yuan.errors import ConfigError
 
-FIXED = ("num_attention_heads", "head_dim", "norm_epsilon", "rotary_percent", "moe_router")
+FIXED = ("num_attention_heads", "head_dim", "norm_epsilon", "rotary_percent", "moe_router", "num_shared_experts")
 """Never to be changed for given weights."""
-TUNABLE = ("moe_router_topk", "rotary_base", "rotary_ntk_factor", "rotary_rounding")
+TUNABLE = ("moe_router_topk", "experts_per_token", "rotary_base", "rotary_ntk_factor", "rotary_rounding")
 """Changed on purpose where weights begin a new run, as to reach longer sequences; never in the midst of one."""
+
+SETTING_OF = {"head_dim": "kv_channels", "experts_per_token": "moe_expert_capacity_factor"}
+"""The setting behind what is derived."""
 
 
 def check_same_network(saved: ModelConfig, asked: ModelConfig, where: str, new_run: bool) -> list[str]:
@@ -19,8 +22,7 @@ def check_same_network(saved: ModelConfig, asked: ModelConfig, where: str, new_r
         theirs, ours = getattr(saved, name), getattr(asked, name)
         if theirs == ours:
             continue
-        # head_dim is no setting: kv_channels is.
-        flag = as_flag("kv_channels" if name == "head_dim" else name)
+        flag = as_flag(SETTING_OF.get(name, name))
         if name in FIXED or not new_run:
             also = ", or --finetune to change it on purpose" if name in TUNABLE else ""
             raise ConfigError(

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-RouterName = Literal["attention", "softmax"]
+NOISY_TOPK_COEFF = 0.1  # Shazeer et al. 2017, table 6: the best row
+RouterName = Literal["attention", "softmax", "noisy-top-k", "expert-choice"]
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,28 @@ class ModelConfig:
     num_experts: int = 32
     """Number E of experts in each layer."""
     moe_router: RouterName = "attention"
-    """Router that scores the experts: attention (published: Q, K, V over experts) or softmax (classical linear)."""
+    """Router: attention (published: Q, K, V over experts), softmax (classical), noisy-top-k (noise and two losses in
+    training), expert-choice (experts take tokens; looks at later tokens, so it scores text but cannot generate)."""
     moe_router_topk: int = 2
     """Number k of experts that a token visits."""
+    moe_expert_capacity_factor: float | None = None
+    """Expert choice alone: each expert takes this many times T x k / E of T tokens; unset, 1. Others drop nothing."""
+    num_shared_experts: int = 0
+    """Experts that every token visits with weight 1, besides the chosen ones; as wide as those."""
+    moe_router_load_balancing_type: Literal["none", "aux_loss", "global_aux_loss"] = "none"
+    """Switch loss with loads of each microbatch (aux_loss) or of the global batch so far; M32 was trained with none."""
+    moe_aux_loss_coeff: float = 0.0
+    """Weight of the Switch loss in each layer (0.01 is usual)."""
+    moe_z_loss_coeff: float = 0.0
+    """Weight of the mean of logsumexp(router logits)^2 in each layer (0.001 is usual)."""
+    moe_router_enable_expert_bias: bool = False
+    """Balance without a loss: a bias for each expert counts in its choice, and moves after each step."""
+    moe_router_bias_update_rate: float = 1e-3
+    """How far an expert's bias moves in a step, in units of its probability."""
+    moe_importance_loss_coeff: float | None = None
+    """Noisy top-k alone: weight of its importance loss; unset, 0.1."""
+    moe_load_loss_coeff: float | None = None
+    """Noisy top-k alone: weight of its load loss; unset, 0.1."""
     moe_experts: Literal["grouped", "looped"] = "grouped"
     """How experts are computed: grouped (fast) or looped (the slow, obvious oracle; to the bit between batches)."""
     attention_dropout: float = 0.0
@@ -68,6 +88,21 @@ class ModelConfig:
     def attention_size(self) -> int:
         """Width of all heads together."""
         return self.head_dim * self.num_attention_heads
+
+    @property
+    def experts_per_token(self) -> float:
+        """Chosen experts that a token visits, on average where experts choose."""
+        return self.moe_router_topk * (self.moe_expert_capacity_factor or 1.0)
+
+    @property
+    def importance_loss_coeff(self) -> float:
+        """Of noisy top-k gating."""
+        return NOISY_TOPK_COEFF if self.moe_importance_loss_coeff is None else self.moe_importance_loss_coeff
+
+    @property
+    def load_loss_coeff(self) -> float:
+        """Of noisy top-k gating."""
+        return NOISY_TOPK_COEFF if self.moe_load_loss_coeff is None else self.moe_load_loss_coeff
 
     @property
     def rotary_dim(self) -> int:

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 
 from megatron_yuan.config.fields import as_flag, settings, value_of, with_values
 from megatron_yuan.config.layout import chunk_sizes
+from megatron_yuan.config.routing import check_router
 from megatron_yuan.config.schema import (
     Config,
     DataConfig,
@@ -38,13 +39,15 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "0 or more",
         lambda x: x >= 0,
         """num_workers eval_interval save_interval lr_warmup_iters eod_id ckpt_step lr min_lr weight_decay
-        clip_grad init_method_std""",
+        clip_grad init_method_std num_shared_experts moe_aux_loss_coeff moe_z_loss_coeff moe_importance_loss_coeff
+        moe_load_loss_coeff""",
     ),
     ("in [0, 2^32)", lambda x: 0 <= x < 2**32, "seed"),
     (
         "above 0",
         lambda x: x > 0,
-        "norm_epsilon rotary_base rotary_ntk_factor adam_eps peak_tflops",
+        """norm_epsilon rotary_base rotary_ntk_factor adam_eps peak_tflops moe_expert_capacity_factor
+        moe_router_bias_update_rate""",
     ),
     ("above 0 and at most a year's 525600", lambda x: 0 < x <= 525_600, "distributed_timeout_minutes"),
     ("in [0, 1)", lambda x: 0 <= x < 1, "attention_dropout hidden_dropout adam_beta1 adam_beta2"),
@@ -58,6 +61,7 @@ def validate(config: Config) -> None:
     _check_ranges(config)
     _check_texts(config)
     _check_model(config.model)
+    check_router(config.model)
     _check_data(config.data, config.model)
     _check_parallel(config.parallel, config.model)
     _check_optimizer(config.optimizer, config.training)
@@ -146,11 +150,6 @@ def _check_texts(config: Config) -> None:
 
 
 def _check_model(model: ModelConfig) -> None:
-    if model.moe_router_topk > model.num_experts:
-        raise ConfigError(
-            f"moe-router-topk {model.moe_router_topk} is more than num-experts {model.num_experts}; "
-            "a token cannot visit more experts than there are: lower --moe-router-topk or raise --num-experts."
-        )
     if model.hidden_size % 2:
         raise ConfigError(
             f"hidden-size {model.hidden_size} is odd, but the localized filter goes through half of it; "

@@ -16,6 +16,7 @@ import torch
 
 from megatron_yuan.config.schema import Config, DataConfig, ModelConfig, OptimizerConfig
 from megatron_yuan.config.validate import validate
+from megatron_yuan.convert.names import ROUTER_TABLE
 from megatron_yuan.errors import CheckpointError, ConfigError
 
 OWN_KEYS = ("rotary_base", "rotary_percent", "rotary_ntk_factor", "rotary_rounding", "moe_router")
@@ -62,7 +63,7 @@ def read_config(keys: Mapping[str, Any], source: str, has_router_of_attention: b
         rotary_rounding=read.choice("rotary_rounding", "all", _choices("rotary_rounding")),
         num_experts=moe.count("moe_num_experts"),
         moe_router=read.choice(
-            "moe_router", "attention" if has_router_of_attention else "softmax", _choices("moe_router")
+            "moe_router", "attention" if has_router_of_attention else "softmax", tuple(ROUTER_TABLE)
         ),
         moe_router_topk=moe.count("moe_top_k"),
         init_method_std=read.number("initializer_range", 0.02),

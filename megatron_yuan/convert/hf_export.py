@@ -27,7 +27,7 @@ from megatron_yuan.config.yaml_file import from_yaml
 from megatron_yuan.convert.hf import model_shapes, require_new
 from megatron_yuan.convert.hf_config import write_config
 from megatron_yuan.convert.hf_folder import CONFIG, TOKENIZER
-from megatron_yuan.convert.names import EMBEDDING, HEAD, Match, matches
+from megatron_yuan.convert.names import EMBEDDING, HEAD, Match, check_publishable, matches
 from megatron_yuan.errors import CheckpointError
 
 SHARD_BYTES = 5_000_000_000
@@ -44,6 +44,7 @@ def export_hf(
     # Resolved, for '.' has no name to put a temporary one beside, and a link to a folder cannot be renamed over.
     checkpoint, folder = open_checkpoint(source, ckpt_step), Path(folder).resolve()
     config = from_yaml(checkpoint.config_text, source=str(checkpoint.path / layout.CONFIG))
+    check_publishable(config.model)
     checkpoint.check_model(model_shapes(config.model))
     require_new(folder)
     tensors = published_tensors(checkpoint, config)

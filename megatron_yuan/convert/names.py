@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from megatron_yuan.config.schema import ModelConfig
+from megatron_yuan.errors import CheckpointError
 
 HEAD = "lm_head.weight"
 EMBEDDING = "embedding.weight"
@@ -115,6 +116,18 @@ class Match:
     def their_shape(self, ours: Shape) -> Shape:
         """Shape of each of theirs, from the shape of ours."""
         return self.form.their_shape(ours, len(self.theirs))
+
+
+def check_publishable(config: ModelConfig) -> None:
+    """CheckpointError where the published layout has no place for a tensor of the model."""
+    unknown = [f"moe-router {config.moe_router}"] * (config.moe_router not in ROUTER_TABLE)
+    unknown += [f"num-shared-experts {config.num_shared_experts}"] * (config.num_shared_experts > 0)
+    unknown += ["moe-router-enable-expert-bias"] * config.moe_router_enable_expert_bias
+    if unknown:
+        raise CheckpointError(
+            f"the model has {', '.join(unknown)}, for which the published Hugging Face layout has no tensors; "
+            "it can be loaded and trained here, but not exported."
+        )
 
 
 def matches(config: ModelConfig) -> Iterator[Match]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megatron_yuan.checkpoint import layout
 from megatron_yuan.checkpoint.load import is_checkpoint, open_checkpoint
+from megatron_yuan.config.routing import LOOKS_AHEAD
 from megatron_yuan.config.schema import Config
 from megatron_yuan.config.yaml_file import from_yaml
 from megatron_yuan.convert.hf import EMBEDDING, check_folder, load_hf, model_shapes
@@ -139,6 +140,8 @@ class LanguageModel(YuanModel):
         stop_ids: Sequence[int] | None,
         use_cache: bool,
     ) -> Iterator[Tensor]:
+        if self.config.moe_router == "expert-choice":
+            raise ConfigError(f"{LOOKS_AHEAD}, so it cannot generate.\nIt can be scored; to generate, train another.")
         if max_new_tokens < 0:
             raise ConfigError(f"max-new-tokens is {max_new_tokens}, but must be 0 or more.")
         length = ids_BP.shape[1] + max_new_tokens

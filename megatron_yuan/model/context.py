@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megatron_yuan.config.schema import ModelConfig
 from megatron_yuan.model.documents import Buckets, bucket_documents, document_spans
+from megatron_yuan.model.moe.balance import Balance
 from megatron_yuan.model.rotary import rotary_tables
 
 
@@ -32,6 +33,8 @@ class TokenContext:
     """A random key for each row, from seed, step and sample id; None: nothing random (evaluation)."""
     first_B: Tensor | None = None
     """With left padding: the first true position of each row in the cache."""
+    balance: Balance | None = None
+    """In training, what balance losses ask for; None: there is no loss to balance."""
 
 
 def token_context(
@@ -42,6 +45,7 @@ def token_context(
     sample_keys: Sequence[int] | None = None,
     first_B: Tensor | None = None,
     starts_BS: Tensor | None = None,
+    balance: Balance | None = None,
 ) -> TokenContext:
     """The context of tokens at `position_ids` [B, S].
 
@@ -63,4 +67,5 @@ def token_context(
         documents,
         sample_keys,
         first_B,
+        balance,
     )

@@ -1,8 +1,8 @@
 """Initial weights as published: each drawn from its own global name, so one seed gives one model at any layout.
 
-N(0, std) for matrices, N(0, std / sqrt(2 L)) for the two projections back into the residual stream, torch's default
-for the filter's convolutions (uniform within 1 / sqrt(fan-in)), ones for norms (facts: published arguments.py and
-Conv2d's default).
+N(0, std) for matrices, N(0, std / sqrt(2 L)) for the projections back into the residual stream, torch's default for the
+filter's convolutions (uniform within 1 / sqrt(fan-in)), ones for norms (facts: published arguments.py and Conv2d's
+default). Zeros for expert biases, and for a noisy top-k router (Shazeer et al. 2017, appendix A).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from megatron_yuan.config.schema import ModelConfig
 from megatron_yuan.model.randomness import generator
 
-RESIDUAL_PROJECTIONS = ("attention.output.weight", "moe.experts.down")
+RESIDUAL_PROJECTIONS = ("attention.output.weight", "moe.experts.down", "moe.shared_experts.down")
 
 
 @torch.no_grad()
@@ -30,6 +30,8 @@ def _draw(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tenso
     random = generator(torch.device("cpu"), seed, name)
     if name.endswith("norm.weight"):
         return values.fill_(1.0)
+    if name.endswith("expert_bias") or (name.endswith("router.weight") and config.moe_router == "noisy-top-k"):
+        return values.zero_()
     if ".filter.conv" in name:
         in_size = config.hidden_size if ".conv1." in name else config.hidden_size // 2
         bound = 1 / math.sqrt(2 * in_size)

@@ -1,6 +1,6 @@
 """One transformer layer, pre-norm and sequential: x += attention(norm(x)); x += experts(norm(x)).
 
-Shapes: B batch, S sequence, H hidden, E experts.
+Shapes: B batch, S sequence, H hidden.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from megatron_yuan.config.schema import ModelConfig
 from megatron_yuan.model.attention import AttentionCache, LocalizedFilteringAttention
 from megatron_yuan.model.context import TokenContext
 from megatron_yuan.model.moe.layer import MoELayer
+from megatron_yuan.model.moe.stats import RouterStats
 from megatron_yuan.model.norm import RMSNorm
 from megatron_yuan.model.randomness import dropout
 
@@ -28,10 +29,10 @@ class YuanLayer(nn.Module):
 
     def forward(
         self, x_BSH: Tensor, context: TokenContext, cache: AttentionCache | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The next hidden states [B, S, H], and the rows that each expert got, [E]."""
+    ) -> tuple[Tensor, RouterStats]:
+        """The next hidden states [B, S, H], and what the routing looked like."""
         keys = context.sample_keys
         attended = self.attention(self.input_norm(x_BSH), context, cache)
         x_BSH = x_BSH + dropout(attended, self.dropout, keys, self.layer, "after attention")
-        mixed, load_E = self.moe(self.moe_norm(x_BSH))
-        return x_BSH + dropout(mixed, self.dropout, keys, self.layer, "after experts"), load_E
+        mixed, stats = self.moe(self.moe_norm(x_BSH), context)
+        return x_BSH + dropout(mixed, self.dropout, keys, self.layer, "after experts"), stats

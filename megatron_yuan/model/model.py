@@ -1,6 +1,6 @@
 """The model, or any run of its layers: the same class is the whole network and one pipeline stage's part of it.
 
-Shapes: B batch, S sequence, H hidden, V padded vocabulary, L layers held here, E experts.
+Shapes: B batch, S sequence, H hidden, V padded vocabulary.
 
 - Parameters have global names (`layers.7.moe.experts.down`), so a part's state is a plain subset of the whole's.
 - Tied embeddings: the part with the head holds its own copy under the same name, `embedding.weight`.
@@ -22,6 +22,7 @@ from megatron_yuan.model.attention import AttentionCache
 from megatron_yuan.model.context import TokenContext
 from megatron_yuan.model.embedding import TokenEmbedding
 from megatron_yuan.model.layer import YuanLayer
+from megatron_yuan.model.moe.stats import RouterStats, stack
 from megatron_yuan.model.norm import RMSNorm
 
 
@@ -30,8 +31,8 @@ class ModelOutput(NamedTuple):
 
     hidden_BSH: Tensor
     """Hidden states; after the final norm where the part holds the head."""
-    expert_load_LE: Tensor
-    """Rows that each expert of each layer got, int64."""
+    stats: RouterStats
+    """What the routing of each layer held here looked like."""
 
 
 class YuanModel(nn.Module):
@@ -69,17 +70,17 @@ class YuanModel(nn.Module):
         return self.head.weight if self.config.untie_embeddings_and_output_weights else self.embedding.weight
 
     def forward(self, x: Tensor, context: TokenContext, caches: Sequence[AttentionCache] | None = None) -> ModelOutput:
-        """Token ids [B, S] (first part) or hidden states [B, S, H] -> hidden states, with the experts' load."""
+        """Token ids [B, S] (first part) or hidden states [B, S, H] -> hidden states, with what the routers did."""
         x_BSH = self.embedding(x) if self.is_first else x
-        loads = []
+        stats = []
         for i, layer in enumerate(self.layers.values()):
             if i < self.recompute_layers and torch.is_grad_enabled():
                 # Random draws are keyed, not taken from a stream, so there is no generator state to put back.
-                x_BSH, load_E = checkpoint(layer, x_BSH, context, use_reentrant=False, preserve_rng_state=False)
+                x_BSH, layer_stats = checkpoint(layer, x_BSH, context, use_reentrant=False, preserve_rng_state=False)
             else:
-                x_BSH, load_E = layer(x_BSH, context, caches[i] if caches else None)
-            loads.append(load_E)
-        return ModelOutput(self.final_norm(x_BSH) if self.is_last else x_BSH, torch.stack(loads))
+                x_BSH, layer_stats = layer(x_BSH, context, caches[i] if caches else None)
+            stats.append(layer_stats)
+        return ModelOutput(self.final_norm(x_BSH) if self.is_last else x_BSH, stack(stats))
 
     def logits(self, hidden_BSH: Tensor) -> Tensor:
         """Scores of the next token [B, S, V] from normed hidden states."""

@@ -30,21 +30,25 @@ class LayerParameters:
     norms: int
     """Two RMSNorms: 2H."""
     router: int
-    """3EH (attention router) or EH (softmax router)."""
+    """3EH (attention router), 2EH (noisy top-k) or EH. An expert bias, which is not trained, is not counted."""
     expert: int
     """One expert: 3HF."""
     num_experts: int
-    topk: int
+    experts_per_token: float
+    """K chosen, on average where experts choose."""
+    shared: int = 0
+    """All shared experts: 3HF each."""
 
     @property
     def total(self) -> int:
         """All, with every expert."""
-        return self.attention + self.filter + self.norms + self.router + self.expert * self.num_experts
+        return self.attention + self.filter + self.norms + self.router + self.shared + self.expert * self.num_experts
 
     @property
     def active(self) -> int:
         """What one token meets: the chosen experts alone."""
-        return self.attention + self.filter + self.norms + self.router + self.expert * self.topk
+        chosen = round(self.expert * self.experts_per_token)
+        return self.attention + self.filter + self.norms + self.router + self.shared + chosen
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ def count_parameters(model: ModelConfig) -> Parameters:
             router=_router_rows(model) * H,
             expert=3 * H * model.ffn_hidden_size,
             num_experts=E,
-            topk=model.moe_router_topk,
+            experts_per_token=model.experts_per_token,
+            shared=3 * H * model.ffn_hidden_size * model.num_shared_experts,
         ),
         num_layers=model.num_layers,
         embedding=embedding,
@@ -102,9 +107,9 @@ class ForwardFlops:
     filter: int
     """2 x 2H^2 a layer."""
     router: int
-    """2 x 3EH (or 2 x EH) a layer."""
+    """Two for each of its parameters."""
     experts: int
-    """2 x 3HFK a layer."""
+    """2 x 3HF a layer for each of the K chosen and of the shared."""
     head: int
     """2VH. Looking up the embedding is free."""
     scores_dense: int
@@ -135,7 +140,7 @@ def forward_flops(model: ModelConfig, seq_length: int) -> ForwardFlops:
         projections=L * 2 * 4 * A * H,
         filter=L * 2 * 4 * H * (H // 2),
         router=L * 2 * _router_rows(model) * H,
-        experts=L * 2 * 3 * H * model.ffn_hidden_size * model.moe_router_topk,
+        experts=round(L * 2 * 3 * H * model.ffn_hidden_size * (model.experts_per_token + model.num_shared_experts)),
         head=2 * model.padded_vocab_size * H,
         scores_dense=L * 4 * seq_length * A,
         scores_causal=L * 2 * (seq_length + 1) * A,
@@ -143,4 +148,4 @@ def forward_flops(model: ModelConfig, seq_length: int) -> ForwardFlops:
 
 
 def _router_rows(model: ModelConfig) -> int:
-    return (3 if model.moe_router == "attention" else 1) * model.num_experts
+    return {"attention": 3, "noisy-top-k": 2}.get(model.moe_router, 1) * model.num_experts

@@ -58,7 +58,11 @@ def _size(config: Config) -> Iterator[str]:
         f"  each of {parameters.num_layers} layers {layer.total:,}: attention {layer.attention:,}, "
         f"localized filter {layer.filter:,}, norms {layer.norms:,},"
     )
-    yield f"    router {layer.router:,}, {layer.num_experts} experts of {layer.expert:,} (a token meets {layer.topk})"
+    shared = f", {config.model.num_shared_experts} shared ones of {layer.shared:,}" if layer.shared else ""
+    yield (
+        f"    router {layer.router:,}, {layer.num_experts} experts of {layer.expert:,} "
+        f"(a token meets {layer.experts_per_token:g}){shared}"
+    )
     yield f"  embedding {parameters.embedding:,} ({rows:,} rows), {head}; final norm {parameters.final_norm:,}"
 
 

@@ -95,14 +95,15 @@ def layer_activation_bytes(config: Config) -> int:
 
     Elements: (6.5 + K) H + 4A + 2KF, that is: residual before attention, before experts and in the filter 3H; normed
     states 3H; between the convolutions H/2; rows sent to experts KH; q, k, v and attention's output 4A; gate and up
-    2KF (what follows from them is made again in backward). Rows or documents attended apart (dropout, isolated
-    documents): A more. Router: 5E float32.
+    2KF (what follows from them is made again in backward), and 2F for each shared expert. Rows or documents attended
+    apart (dropout, isolated documents): A more. Router: 5E float32.
     """
     model, size = config.model, element_bytes(config)
-    H, A, K = model.hidden_size, model.attention_size, model.moe_router_topk
-    elements = 6 * H + H // 2 + K * H + attention_widths(config) * A + 2 * K * model.ffn_hidden_size
-    router = (5 if model.moe_router == "attention" else 1) * model.num_experts * 4
-    return elements * size + router
+    H, A, K = model.hidden_size, model.attention_size, model.experts_per_token
+    widths = 2 * (K + model.num_shared_experts) * model.ffn_hidden_size
+    elements = 6 * H + H // 2 + K * H + attention_widths(config) * A + widths
+    router = {"attention": 5, "noisy-top-k": 7}.get(model.moe_router, 1) * model.num_experts * 4
+    return round(elements * size) + router
 
 
 def _stage(
@@ -156,14 +157,14 @@ def _layer_working_bytes(config: Config, tokens: int) -> int:
     """Backward of one layer: its activations if recomputed, gradients of the experts' rows (3KF a token), and the
     gradients of all experts' weights (3EFH), which come together, before they are added to the float32 sums."""
     model, size = config.model, element_bytes(config)
-    rows = 3 * model.moe_router_topk * model.ffn_hidden_size * size
+    rows = round(3 * (model.experts_per_token + model.num_shared_experts) * model.ffn_hidden_size * size)
     recomputed = layer_activation_bytes(config) if config.parallel.recompute_granularity == "full" else 0
     return tokens * (rows + recomputed) + expert_weights(model) * size
 
 
 def expert_weights(model: ModelConfig) -> int:
-    """Elements of a layer's experts: gate, up and down of all, 3EFH."""
-    return 3 * model.num_experts * model.ffn_hidden_size * model.hidden_size
+    """Elements of a layer's experts: gate, up and down of all, 3EFH, the shared among them."""
+    return 3 * (model.num_experts + model.num_shared_experts) * model.ffn_hidden_size * model.hidden_size
 
 
 def _loss_working_bytes(config: Config, tokens: int) -> int:

@@ -33,6 +33,12 @@ class StepResult:
     """Mean loss of a token of each set of the blend that was in the global batch, in nats."""
     positions: int | None = None
     """Tokens that went through the network, with loss or without: what throughput counts. Unset: `tokens`."""
+    coactivation: Sequence[Sequence[Sequence[int]]] | None = None
+    """[L][E][E] tokens that visited both experts; an expert's load on the diagonal."""
+    top2_margin: Sequence[float] | None = None
+    """[L] of a token's two highest expert probabilities, the mean difference."""
+    balance_loss: Sequence[float] | None = None
+    """[L] balance losses as they count in the objective, 0 where there are none."""
 
     @property
     def computed_tokens(self) -> int:

@@ -74,18 +74,23 @@ class Run:
                 "before the step and were not saved. Fix: resume with a lower --lr, or look at its samples."
             )
         self.model.optimizer.step(lr, grad_norm, sums.tokens)
+        self.model.move_expert_biases(sums.routing.load_E)
         self.step, self.tokens = step, self.tokens + sums.tokens
         self.consumed_samples += self.samples_per_step
+        positions = self.samples_per_step * self.config.data.seq_length
         return StepResult(
             step=step,
             loss=loss,
             grad_norm=grad_norm,
             lr=lr,
             tokens=sums.tokens,
-            positions=self.samples_per_step * self.config.data.seq_length,
+            positions=positions,
             seconds=time.perf_counter() - started,
             samples=self.consumed_samples,
-            expert_load=sums.expert_load_LE.tolist(),
+            expert_load=sums.routing.load_E.long().tolist(),
+            coactivation=sums.routing.coactivation_EE.long().tolist(),
+            top2_margin=(sums.routing.margin / positions).tolist(),
+            balance_loss=(sums.routing.balance_loss / max(1, sums.tokens)).tolist(),
             set_losses={
                 name: total / tokens
                 for name, total, tokens in zip(names, sums.loss_sum_D, sums.tokens_D, strict=True)

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from megatron_yuan.config.schema import Config
 from megatron_yuan.mcore.parallel import DistributedDataParallel
 from megatron_yuan.model.initialize import initialize
 from megatron_yuan.model.model import YuanModel
+from megatron_yuan.model.moe.balance import move_bias
 from megatron_yuan.parallel.chunk import PipelineChunk, schedule_config, wrap_chunks
 from megatron_yuan.parallel.stages import layers_of_chunks
 from megatron_yuan.parallel.topology import Topology
@@ -30,6 +31,13 @@ class TrainingModel:
     copies: frozenset[str]
     """Names among them whose original is on another stage: the last stage's tied embedding."""
     optimizer: MixedPrecisionAdamW
+    bias_update_rate: float
+
+    def move_expert_biases(self, load_LE: Tensor) -> None:
+        """After a step in which the experts of all layers had these loads: balance without a loss, where asked for."""
+        for name, parameter in self.parameters.items():
+            if name.endswith("expert_bias"):
+                move_bias(parameter, load_LE[int(name.split(".")[1])], self.bias_update_rate)
 
 
 def build_training_model(config: Config, topology: Topology) -> TrainingModel:
@@ -44,7 +52,9 @@ def build_training_model(config: Config, topology: Topology) -> TrainingModel:
     wrapped = wrap_chunks(chunks, config, topology)
     parameters = {name: parameter for part in parts for name, parameter in part.named_parameters()}
     copies = frozenset({TIED} if tied and not topology.is_first_stage and topology.is_last_stage else ())
-    return TrainingModel(wrapped, parameters, copies, MixedPrecisionAdamW(parameters, copies, config.optimizer))
+    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    optimizer = MixedPrecisionAdamW(trained, copies, config.optimizer)
+    return TrainingModel(wrapped, parameters, copies, optimizer, config.model.moe_router_bias_update_rate)
 
 
 def _build_parts(config: Config, topology: Topology) -> list[YuanModel]:

@@ -11,7 +11,8 @@ import torch
 
 from megatron_yuan import log
 from megatron_yuan.checkpoint.state import RunState
-from megatron_yuan.config.schema import Config
+from megatron_yuan.config.routing import LOOKS_AHEAD
+from megatron_yuan.config.schema import Config, ModelConfig
 from megatron_yuan.config.yaml_file import to_yaml
 from megatron_yuan.data.datasets import Sources, build_training_samples, build_validation_samples
 from megatron_yuan.data.fim import FimSamples
@@ -98,14 +99,21 @@ def _open_telemetry(run: Run) -> Telemetry:
     return Telemetry(config.logging, folder, arithmetic, config.training.train_iters, run.step, asdict(config))
 
 
+def _experts(model: ModelConfig) -> str:
+    shared = f" and {model.num_shared_experts} shared" if model.num_shared_experts else ""
+    return f"{model.num_experts} experts, {model.experts_per_token:g} a token by {model.moe_router} router{shared}"
+
+
 def _introduce(run: Run, loaded: str) -> None:
     config, topology = run.config, run.topology
     count = count_parameters(config.model)
     say = run.telemetry.message
     say(
         f"model: {count.total:,} parameters, {count.active:,} active; "
-        f"{config.model.num_layers} layers, {config.model.num_experts} experts, top {config.model.moe_router_topk}"
+        f"{config.model.num_layers} layers, {_experts(config.model)}"
     )
+    if config.model.moe_router == "expert-choice":
+        say(f"{LOOKS_AHEAD}; losses are not those of a model that can generate")
     say(
         f"layout: {topology.pp_size} stages x {topology.dp_size} replicas x {topology.vp_size} virtual on "
         f"{topology.device.type}; {len(run.microbatches)} microbatches of {config.training.micro_batch_size} x "

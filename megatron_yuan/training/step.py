@@ -1,6 +1,7 @@
 """One training step, and its half without gradients: microbatches through the pipeline, sums over all of them.
 
-Shapes: B batch, S sequence, T = B x S tokens, H hidden, L layers of the whole model, E experts, D sets of the blend.
+Shapes: B batch, S sequence, T = B x S tokens, H hidden, L layers of the whole model, D sets of the blend,
+X what is counted of a layer's routing.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from megatron_yuan.mcore.parallel import DistributedDataParallel
 from megatron_yuan.model.context import token_context
 from megatron_yuan.model.loss import linear_cross_entropy
 from megatron_yuan.model.model import YuanModel
+from megatron_yuan.model.moe.balance import Balance
+from megatron_yuan.model.moe.stats import RouterStats, pack, unpack
 from megatron_yuan.model.randomness import key
 from megatron_yuan.parallel.schedule import run_microbatches
 from megatron_yuan.parallel.topology import Topology
+from megatron_yuan.training.load_tally import LoadTally
 
 
 class Sums(NamedTuple):
@@ -29,8 +33,8 @@ class Sums(NamedTuple):
     """Sum of the token losses of each set of the blend, in nats."""
     tokens_D: list[int]
     """Number of each set's tokens that had a loss."""
-    expert_load_LE: Tensor
-    """Rows that each expert of each layer got, int64 on the CPU."""
+    routing: RouterStats
+    """What the routing of each layer of the whole model looked like, float64 on the CPU."""
 
     @property
     def loss_sum(self) -> float:
@@ -57,37 +61,41 @@ def run_batch(
     `step` keys every random draw together with the seed and the sample; None: nothing is random and no gradient is
     made. `num_sets`: sets of the blend, whose losses are kept apart.
     """
-    load_LE = torch.zeros(
-        config.model.num_layers, config.model.num_experts, dtype=torch.float64, device=topology.device
+    routing_LX = torch.zeros(
+        config.model.num_layers, config.model.num_experts**2 + 2, dtype=torch.float64, device=topology.device
     )
     reports = run_microbatches(
         chunks,
         microbatches,
-        _forward_step(config, topology, step, load_LE, num_sets),
+        _forward_step(config, topology, step, routing_LX, num_sets),
         num_microbatches,
         (config.training.micro_batch_size, config.data.seq_length),
         forward_only=step is None,
     )
-    losses_2D = torch.stack(reports).sum(dim=0) if reports else load_LE.new_zeros(2, num_sets)
-    # One collective for everything: float64 counts exactly up to 2^53.
-    mine = torch.cat((losses_2D.flatten(), load_LE.flatten()))
-    losses_2D, load_LE = (
-        topology.sum_over_replicas(topology.sum_over_stages(mine)).cpu().split((losses_2D.numel(), load_LE.numel()))
+    losses_2D = torch.stack(reports).sum(dim=0) if reports else routing_LX.new_zeros(2, num_sets)
+    # One collective for everything.
+    mine = torch.cat((losses_2D.flatten(), routing_LX.flatten()))
+    losses, routing = (
+        topology.sum_over_replicas(topology.sum_over_stages(mine)).cpu().split((losses_2D.numel(), routing_LX.numel()))
     )
-    loss_sum_D, tokens_D = losses_2D.view(2, num_sets).tolist()
-    return Sums(loss_sum_D, [int(tokens) for tokens in tokens_D], load_LE.view(config.model.num_layers, -1).long())
+    loss_sum_D, tokens_D = losses.view(2, num_sets).tolist()
+    return Sums(loss_sum_D, [int(tokens) for tokens in tokens_D], unpack(routing.view_as(routing_LX)))
 
 
-def _forward_step(config: Config, topology: Topology, step: int | None, load_LE: Tensor, num_sets: int) -> Callable:
+def _forward_step(config: Config, topology: Topology, step: int | None, routing_LX: Tensor, num_sets: int) -> Callable:
     dtype = torch.bfloat16 if config.optimizer.bf16 else torch.float32
+    tally = LoadTally(config.model, topology)
 
     def forward_step(batches: Iterator[Batch], chunk: DistributedDataParallel) -> tuple[Tensor, Callable]:
         batch = next(batches).to(topology.device)
         part = cast(YuanModel, chunk.module.part)
-        keys = None if step is None else [key(config.training.seed, step, sample) for sample in batch.sample_ids]
-        context = token_context(config.model, batch.position_ids, dtype, batch.document_start, keys)
+        keys, balance = None, None
+        if step is not None:
+            keys = [key(config.training.seed, step, sample) for sample in batch.sample_ids]
+            balance = Balance(batch.loss_mask.sum(), tally.of_microbatch())
+        context = token_context(config.model, batch.position_ids, dtype, batch.document_start, keys, balance=balance)
         output = chunk(batch.tokens if part.is_first else chunk.module.received, context)
-        load_LE[part.layer_ids] += output.expert_load_LE
+        routing_LX[part.layer_ids] += pack(output.stats)
 
         def loss(hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             labels_T, mask_T = batch.labels.flatten(), batch.loss_mask.flatten()

@@ -1,4 +1,4 @@
-"""The experts: E SwiGLU networks over rows sorted by expert.
+"""The experts: SwiGLU networks over rows sorted by expert.
 
 Shapes: R rows, H hidden, F ffn, E experts.
 
@@ -15,30 +15,39 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_yuan.config.schema import ModelConfig
-from megatron_yuan.model.moe.dispatch import Dispatch
-from megatron_yuan.model.moe.grouped_swiglu import grouped_swiglu
+from megatron_yuan.model.moe.grouped_swiglu import grouped_swiglu, row_counts
 
 
 class Experts(nn.Module):
     """All experts of a layer, their weights stacked."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, num_experts: int, ffn_size: int, config: ModelConfig) -> None:
         super().__init__()
-        E, F_, H = config.num_experts, config.ffn_hidden_size, config.hidden_size
-        self.gate_up = nn.Parameter(torch.empty(E, 2 * F_, H))
-        self.down = nn.Parameter(torch.empty(E, H, F_))
+        self.gate_up = nn.Parameter(torch.empty(num_experts, 2 * ffn_size, config.hidden_size))
+        self.down = nn.Parameter(torch.empty(num_experts, config.hidden_size, ffn_size))
         self.looped = config.moe_experts == "looped"
 
-    def forward(self, x_RH: Tensor, weights_R: Tensor, dispatch: Dispatch) -> Tensor:
-        """Outputs [R, H] of rows sorted by expert, each times its routing weight."""
+    def forward(self, x_RH: Tensor, weights_R: Tensor, ends_E: Tensor) -> Tensor:
+        """Outputs [R, H] of rows sorted by expert, expert e's ending at `ends_E[e]`, each times its routing weight."""
         if self.looped:
-            return self._forward_looped(x_RH, weights_R, dispatch)
-        return grouped_swiglu(x_RH, weights_R, self.gate_up, self.down, dispatch)
+            return self._forward_looped(x_RH, weights_R, row_counts(ends_E))
+        return grouped_swiglu(x_RH, weights_R, self.gate_up, self.down, ends_E)
 
-    def _forward_looped(self, x_RH: Tensor, weights_R: Tensor, dispatch: Dispatch) -> Tensor:
-        counts = dispatch.counts_E.tolist()
+    def _forward_looped(self, x_RH: Tensor, weights_R: Tensor, counts: list[int]) -> Tensor:
         parts = []
         for e, (x, p) in enumerate(zip(x_RH.split(counts), weights_R.split(counts), strict=True)):
             gate, up = F.linear(x, self.gate_up[e]).chunk(2, dim=-1)
             parts.append(F.linear(F.silu(gate) * up * p.unsqueeze(-1), self.down[e]))
         return torch.cat(parts)
+
+
+class SharedExperts(Experts):
+    """Experts that every token visits with weight 1: together they are one SwiGLU of their summed width."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(1, config.num_shared_experts * config.ffn_hidden_size, config)
+
+    def forward(self, x_TH: Tensor) -> Tensor:  # type: ignore[override]
+        """The sum of their outputs, [T, H]."""
+        ends_1 = torch.full((1,), x_TH.shape[0], dtype=torch.int32, device=x_TH.device)
+        return super().forward(x_TH, x_TH.new_ones(x_TH.shape[0]), ends_1)

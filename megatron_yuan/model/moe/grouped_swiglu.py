@@ -19,15 +19,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_yuan.model.moe.dispatch import Dispatch
 from megatron_yuan.model.weight_gradient import WeightGradient
 
 
-def grouped_swiglu(x_RH: Tensor, p_R: Tensor, gate_up_E2FH: Tensor, down_EHF: Tensor, dispatch: Dispatch) -> Tensor:
-    """y [R, H]: each row through its expert, times its routing weight p. Experts without rows are fine."""
+def grouped_swiglu(x_RH: Tensor, p_R: Tensor, gate_up_E2FH: Tensor, down_EHF: Tensor, ends_E: Tensor) -> Tensor:
+    """y [R, H]: each row through its expert, whose rows end at `ends_E`, times its routing weight p."""
     if x_RH.is_cuda and _fits_grouped_mm(x_RH, gate_up_E2FH, down_EHF):
-        return _Grouped.apply(x_RH, p_R, gate_up_E2FH, down_EHF, dispatch.ends_E)
-    return _OneByOne.apply(x_RH, p_R, gate_up_E2FH, down_EHF, dispatch.counts_E.tolist())
+        return _Grouped.apply(x_RH, p_R, gate_up_E2FH, down_EHF, ends_E)
+    return _OneByOne.apply(x_RH, p_R, gate_up_E2FH, down_EHF, row_counts(ends_E))
+
+
+def row_counts(ends_E: Tensor) -> list[int]:
+    """Rows of each expert, on the host."""
+    return ends_E.diff(prepend=ends_E.new_zeros(1)).tolist()
 
 
 def activation(h_R2F: Tensor, p_R: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ def test_a_flag_of_another_name_reaches_its_setting(argv: str, setting: str, val
         ("--norm-dtype LayerNorm", "only RMSNorm"),
         ("--lf-conv2d-num-pad 0", "only 1"),
         ("--tokenizer-type GPT2BPETokenizer", "--tokenizer-model"),
-        ("--moe-router-load-balancing-type aux_loss", "without a balance loss"),
+        ("--moe-shared-expert-intermediate-size 8", "--num-shared-experts"),
         ("--flash-attn-drop 0.1 --attention-dropout 0.2", "contradict"),
         ("--pipeline-model-parallel-method block", "--pipeline-model-parallel-layout"),
         ("--num-layers-per-virtual-pipeline-stage 5", "num-layers 24"),

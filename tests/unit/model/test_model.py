@@ -105,6 +105,6 @@ def test_without_keys_nothing_is_dropped() -> None:
 def test_every_layers_rows_are_counted() -> None:
     model = model_of()
     context = token_context(model.config, torch.arange(8).expand(3, -1), torch.float32)
-    load_LE = model(IDS, context).expert_load_LE
-    assert load_LE.shape == (3, SHAPE.experts) and load_LE.dtype == torch.int64
+    load_LE = model(IDS, context).stats.load_E
+    assert load_LE.shape == (3, SHAPE.experts)
     assert load_LE.sum(dim=1).tolist() == [3 * 8 * SHAPE.chosen] * 3

@@ -5,9 +5,16 @@ from __future__ import annotations
 from megatron_yuan.config.schema import ModelConfig
 from megatron_yuan.model.moe.routers.attention import AttentionRouter
 from megatron_yuan.model.moe.routers.base import Router, Routing
+from megatron_yuan.model.moe.routers.expert_choice import ExpertChoiceRouter
+from megatron_yuan.model.moe.routers.noisy_topk import NoisyTopKRouter
 from megatron_yuan.model.moe.routers.softmax import SoftmaxRouter
 
-ROUTERS: dict[str, type[Router]] = {"attention": AttentionRouter, "softmax": SoftmaxRouter}
+ROUTERS: dict[str, type[Router]] = {
+    "attention": AttentionRouter,
+    "softmax": SoftmaxRouter,
+    "noisy-top-k": NoisyTopKRouter,
+    "expert-choice": ExpertChoiceRouter,
+}
 
 __all__ = ["ROUTERS", "Router", "Routing", "build_router"]
 

@@ -21,6 +21,8 @@ CHOICES = {
     "one token": [[2, 1]],
     "top 1, all to one": [[3]] * 6,
     "all of all": [[4, 0, 2, 1, 3]] * 3,
+    "tokens without experts": [[-1, -1, -1], [2, -1, 0], [-1, 4, 2], [-1, -1, -1]],
+    "no token at all with the first": [[-1, 1], [2, -1]],
 }
 
 
@@ -35,7 +37,7 @@ def experts_of(kind: str) -> Experts:
         num_experts=E,
         moe_experts=kind,  # type: ignore[arg-type]
     )
-    experts = Experts(config)
+    experts = Experts(E, 6, config)
     random = torch.Generator().manual_seed(0)
     for parameter in experts.parameters():
         parameter.data.normal_(0, 0.5, generator=random)
@@ -43,8 +45,8 @@ def experts_of(kind: str) -> Experts:
 
 
 def mixed(experts: Experts, x_TH: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
-    dispatch = plan_dispatch(experts_TK, E)
-    rows = experts(permute(x_TH, dispatch), weights_TK.flatten()[dispatch.order_R], dispatch)
+    dispatch = plan_dispatch(experts_TK, E, int((experts_TK >= 0).sum()))
+    rows = experts(permute(x_TH, dispatch), weights_TK.flatten()[dispatch.pair_R], dispatch.ends_E)
     return unpermute(rows, dispatch)
 
 
@@ -65,6 +67,20 @@ def test_grouped_experts_are_the_looped_ones_forward_and_backward(choice: list[l
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     idle = sorted(set(range(E)) - set(experts_TK.flatten().tolist()))
     assert not results[0][3][idle].any() and not results[0][4][idle].any()
+
+
+def test_each_token_gets_the_weighted_sum_of_its_own_experts() -> None:
+    experts, experts_TK = experts_of("looped"), torch.tensor(CHOICES["tokens without experts"])
+    random = torch.Generator().manual_seed(1)
+    x_TH, weights_TK = torch.randn(len(experts_TK), H, generator=random), torch.rand(experts_TK.shape, generator=random)
+    expected = torch.zeros_like(x_TH)
+    for t, choices in enumerate(experts_TK.tolist()):
+        for k, e in enumerate(choices):
+            if e >= 0:
+                gate, up = (experts.gate_up[e] @ x_TH[t]).chunk(2)
+                expected[t] += weights_TK[t, k] * (experts.down[e] @ (torch.nn.functional.silu(gate) * up))
+    for kind in ("looped", "grouped"):
+        torch.testing.assert_close(mixed(experts_of(kind), x_TH, weights_TK, experts_TK), expected)
 
 
 def test_the_order_of_tokens_changes_no_token() -> None:
@@ -89,8 +105,8 @@ def test_bfloat16_experts_are_near_the_float32_ones() -> None:
 
 def test_permuting_back_is_the_adjoint_of_permuting() -> None:
     dispatch = plan_dispatch(torch.tensor([[0, 3], [3, 1], [0, 1]]), E)
-    assert dispatch.counts_E.tolist() == [2, 2, 0, 2, 0] and dispatch.ends_E.tolist() == [2, 4, 4, 6, 6]
-    assert (dispatch.order_R // 2).tolist() == [0, 2, 1, 2, 0, 1]  # by expert, tokens in order within each
+    assert dispatch.ends_E.tolist() == [2, 4, 4, 6, 6]
+    assert dispatch.token_R.tolist() == [0, 2, 1, 2, 0, 1]  # by expert, tokens in order within each
     random = torch.Generator().manual_seed(1)
     x, y = (torch.randn(n, H, generator=random, dtype=torch.float64, requires_grad=True) for n in (3, 6))
     torch.testing.assert_close((permute(x, dispatch) * y).sum(), (x * unpermute(y, dispatch)).sum())

