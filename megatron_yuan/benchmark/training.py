@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -54,18 +54,37 @@ class OurStep:
 @contextmanager
 def our_step(config: Config) -> Iterator[OurStep]:
     """Build `config` in this process, one stage and one replica."""
-    parallel = replace(config.parallel, pipeline_model_parallel_size=1, virtual_pipeline_model_parallel_size=1)
-    training = replace(config.training, global_batch_size=config.training.micro_batch_size)
-    config = replace(config, parallel=parallel, training=training)
+    config = _alone(config)
     topology = processes.start(config)
     try:
-        random = torch.Generator().manual_seed(config.training.seed)
-        size = (config.training.micro_batch_size, config.data.seq_length + 1)
-        tokens = torch.randint(config.model.vocab_size, size, generator=random)
-        batch = make_batch(tokens, range(size[0]), eod_id=-1)
-        yield OurStep(config, topology, build_training_model(config, topology), batch.to(topology.device))
+        yield _build(config, topology)
     finally:
         processes.stop()
+
+
+def steps_in_turn(configs: Mapping[str, Config], rounds: int) -> dict[str, float]:
+    """Median seconds of a training step of one microbatch of each config, all in this process, in turn."""
+    alone = {name: _alone(config) for name, config in configs.items()}
+    topology = processes.start(next(iter(alone.values())))
+    try:
+        actions = {name: _build(config, topology).step for name, config in alone.items()}
+        return timed_in_turn(actions, rounds, topology.device)
+    finally:
+        processes.stop()
+
+
+def _alone(config: Config) -> Config:
+    parallel = replace(config.parallel, pipeline_model_parallel_size=1, virtual_pipeline_model_parallel_size=1)
+    training = replace(config.training, global_batch_size=config.training.micro_batch_size)
+    return replace(config, parallel=parallel, training=training)
+
+
+def _build(config: Config, topology: Topology) -> OurStep:
+    random = torch.Generator().manual_seed(config.training.seed)
+    size = (config.training.micro_batch_size, config.data.seq_length + 1)
+    tokens = torch.randint(config.model.vocab_size, size, generator=random)
+    batch = make_batch(tokens, range(size[0]), eod_id=-1)
+    return OurStep(config, topology, build_training_model(config, topology), batch.to(topology.device))
 
 
 def timed_in_turn(actions: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, float]:

@@ -1,0 +1,1 @@
+"""Comparisons of trained models: which runs there are, how they are run, and what they show."""
