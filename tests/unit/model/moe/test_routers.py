@@ -67,7 +67,7 @@ def test_extreme_scores_stay_finite_and_within_the_values() -> None:
     assert all(each.grad is not None and each.grad.isfinite().all() for each in leaves)
 
 
-@pytest.mark.parametrize("kind", ["attention", "softmax"])
+@pytest.mark.parametrize("kind", ["attention", "softmax", "noisy-top-k"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_tokens_routing_does_not_change_by_a_bit_when_all_others_change(kind: str, dtype: torch.dtype) -> None:
     router, x_TH = router_of(kind, dtype), some_states(9, dtype)
@@ -80,7 +80,7 @@ def test_a_tokens_routing_does_not_change_by_a_bit_when_all_others_change(kind: 
             assert torch.equal(a[t], b[t])
 
 
-@pytest.mark.parametrize("kind", ["attention", "softmax"])
+@pytest.mark.parametrize("kind", ["attention", "softmax", "noisy-top-k"])
 def test_another_tokens_loss_sends_no_gradient_into_a_token(kind: str) -> None:
     router, x_TH = router_of(kind), some_states(5).requires_grad_()
     router(x_TH).weights_TK[2, 0].backward()
@@ -88,7 +88,7 @@ def test_another_tokens_loss_sends_no_gradient_into_a_token(kind: str) -> None:
     assert x_TH.grad[2].any() and not x_TH.grad[[0, 1, 3, 4]].any()
 
 
-@pytest.mark.parametrize("kind", ["attention", "softmax"])
+@pytest.mark.parametrize("kind", ["attention", "softmax", "noisy-top-k"])
 @pytest.mark.parametrize("topk", [1, 2, 6])
 def test_weights_are_the_softmax_over_the_chosen_scores_and_sum_to_one(kind: str, topk: int) -> None:
     routing = router_of(kind, torch.bfloat16, moe_router_topk=topk)(some_states(20, torch.bfloat16))
