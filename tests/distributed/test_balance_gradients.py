@@ -85,7 +85,8 @@ def gradients(configs: dict[str, Config]) -> dict[str, tuple[dict[str, Any], lis
                 chunk.zero_grad_buffer()
             sums = run_batch(run.model.chunks, run.microbatches.step(0), len(run.microbatches), config, topology, 1)
             # As arrays: a tensor sent to the parent dies with the process that made it.
-            sent = {n: p.main_grad.numpy().copy() for n, p in run.model.parameters.items() if p.requires_grad}
+            trained = {n: p for n, p in run.model.parameters.items() if p.requires_grad}
+            sent = {n: p.main_grad.numpy().copy() for n, p in trained.items()}  # type: ignore[attr-defined]
             found[kind] = sent, (sums.routing.balance_loss / sums.tokens).tolist()
         return found
     finally:
