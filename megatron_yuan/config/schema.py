@@ -254,6 +254,8 @@ class LoggingConfig:
 
     log_interval: int = 1
     """Steps between console lines."""
+    log_experts_interval: int = 100
+    """Steps between heat strips of the experts' load on the console, and pictures of it in TensorBoard; 0: never."""
     tensorboard_dir: str | None = None
     """Folder for TensorBoard events (extra 'tensorboard')."""
     wandb_project: str | None = None

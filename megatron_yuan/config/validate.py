@@ -40,7 +40,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda x: x >= 0,
         """num_workers eval_interval save_interval lr_warmup_iters eod_id ckpt_step lr min_lr weight_decay
         clip_grad init_method_std num_shared_experts moe_aux_loss_coeff moe_z_loss_coeff moe_importance_loss_coeff
-        moe_load_loss_coeff""",
+        moe_load_loss_coeff log_experts_interval""",
     ),
     ("in [0, 2^32)", lambda x: 0 <= x < 2**32, "seed"),
     (

@@ -1,4 +1,4 @@
-"""Small shared things of the pictures: colours, running means, thinning, the axis of steps."""
+"""Small shared things of the pictures: colours, running means, thinning, ticks, the axis of steps, pixels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Floats = NDArray[np.float64]
 
@@ -50,3 +51,17 @@ def step_axis(axes: Axes, last: float) -> None:
     axes.set_xlim(0, 1.02 * max(2.0, last))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xlabel("step")
+
+
+def ticks(length: int, most: int) -> list[int]:
+    """At most `most` of the places 0, 1, ... of `length`, evenly spread."""
+    return list(range(0, length, -(-length // most)))
+
+
+def pixels_of(figure: Figure) -> NDArray[np.uint8]:
+    """`figure` as [height, width, red green blue]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]

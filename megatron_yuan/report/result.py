@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from megatron_yuan.report.expert_figures import max_over_mean
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -53,7 +55,7 @@ class StepResult:
     @property
     def load_imbalance(self) -> list[float] | None:
         """Of each layer, the busiest expert's load over the mean load: 1.0 is balanced, E is collapsed."""
-        return None if self.expert_load is None else [max_over_mean(load) for load in self.expert_load]
+        return None if self.expert_load is None else max_over_mean(self.expert_load).tolist()
 
     @property
     def worst_imbalance(self) -> tuple[float, int] | None:
@@ -72,9 +74,3 @@ class EvalResult:
     """Mean loss of a token, in nats, of each validation set."""
     tokens: int
     """Tokens with loss, over all sets."""
-
-
-def max_over_mean(load: Sequence[float]) -> float:
-    """The largest of `load` over its mean: 1.0 is balanced; nan where nothing was routed."""
-    total = sum(load)
-    return max(load) * len(load) / total if total else math.nan

@@ -1,10 +1,13 @@
-"""TensorBoard and Weights & Biases: optional places that scalars go to, by name and step."""
+"""TensorBoard and Weights & Biases: optional places that scalars and pictures go to, by name and step."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from megatron_yuan.config.schema import LoggingConfig
 from megatron_yuan.errors import ConfigError
@@ -13,10 +16,14 @@ from megatron_yuan.report.run_folder import RunFolder
 
 
 class Sink(Protocol):
-    """Takes scalars."""
+    """Takes scalars and pictures."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Note `values` at `step`."""
+        ...
+
+    def picture(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
+        """Note a picture, [height, width, red green blue], at `step`."""
         ...
 
     def close(self) -> None:
@@ -54,6 +61,10 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
+    def picture(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
+        """Note a picture at `step`."""
+        self._writer.add_image(name, pixels, step, dataformats="HWC")
+
     def close(self) -> None:
         """Flush and close the event file."""
         self._writer.close()
@@ -72,6 +83,7 @@ class Wandb:
             import wandb
         except ImportError as error:
             raise ConfigError(_missing(asked, "wandb", error)) from None
+        self._image = wandb.Image
         folder.wandb.mkdir(exist_ok=True)
         id_file = folder.wandb / "run_id"
         resumed = start_step > 0 and id_file.exists()
@@ -104,6 +116,10 @@ class Wandb:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Note `values` at `step`."""
         self._run.log(dict(values), step=step)
+
+    def picture(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
+        """Note a picture at `step`."""
+        self._run.log({name: self._image(pixels)}, step=step)
 
     def close(self) -> None:
         """Write out, and upload where online."""

@@ -13,15 +13,15 @@ from typing import Any
 from megatron_yuan.config.schema import LoggingConfig
 from megatron_yuan.log import logger, mirrored_to
 from megatron_yuan.report.console import ConsoleReport
+from megatron_yuan.report.curves import pixels_of
+from megatron_yuan.report.expert_plot import load_figure
+from megatron_yuan.report.expert_report import ExpertReport
 from megatron_yuan.report.metrics import MetricsWriter
 from megatron_yuan.report.result import EvalResult, StepResult
 from megatron_yuan.report.run_folder import RunFolder
 from megatron_yuan.report.sinks import Sink, open_sinks
+from megatron_yuan.report.step_record import step_record, step_scalars
 from megatron_yuan.report.throughput import Arithmetic
-
-# A table of loads for each step of a long run of a large model would be gigabytes; beyond this many steps a table holds
-# the sum over several, and nothing is left out.
-MOST_LOAD_TABLES = 5000
 
 
 class Telemetry:
@@ -35,11 +35,15 @@ class Telemetry:
         total_steps: int,
         start_step: int = 0,
         settings: Mapping[str, Any] | None = None,
+        last_step: int | None = None,
     ) -> None:
-        """Open everything that `config` asks for; `settings` (the resolved config) is shown in wandb."""
+        """Open everything that `config` asks for.
+
+        `settings` (the resolved config) is shown in wandb; `last_step` is where this session ends, unset `total_steps`.
+        """
         self._arithmetic = arithmetic
-        self._load_stride = max(1, -(-total_steps // MOST_LOAD_TABLES))
-        self._load = LoadSum()
+        last_step = total_steps if last_step is None else last_step
+        self._experts = ExpertReport(config.log_experts_interval, total_steps, start_step, last_step)
         with ExitStack() as opening:
             if folder is not None:
                 opening.enter_context(mirrored_to(folder.log))
@@ -58,12 +62,19 @@ class Telemetry:
     def step(self, result: StepResult) -> None:
         """Report one step."""
         self._console.step(result)
-        record = _step_record(result, self._arithmetic)
+        record = step_record(result, self._arithmetic)
+        experts = self._experts.step(result)
         if self._metrics is not None:
-            self._metrics.write("step", {**record, **self._load.table(result, self._load_stride)})
-        values = _step_scalars(result, record)
+            self._metrics.write("step", {**record, **experts.fields})
+        if not self._sinks:
+            return
+        values = {**step_scalars(result, record), **experts.scalars}
         for sink in self._sinks:
             sink.scalars(result.step, values)
+        if experts.load_LE is not None:
+            pixels = pixels_of(load_figure(experts.load_LE, *experts.steps))
+            for sink in self._sinks:
+                sink.picture(result.step, "experts/load", pixels)
 
     def evaluation(self, result: EvalResult) -> None:
         """Report one validation."""
@@ -108,28 +119,6 @@ class SilentTelemetry(Telemetry):
         """Nothing."""
 
 
-class LoadSum:
-    """Expert loads summed over the steps since they were last written."""
-
-    def __init__(self) -> None:
-        self._table: list[list[int]] | None = None
-        self._steps = 0
-
-    def table(self, result: StepResult, stride: int) -> dict[str, Any]:
-        """Add `result`'s load; at each `stride`-th step give the sum, as the fields of a record, and begin anew."""
-        if result.expert_load is None:
-            return {}
-        load = [[int(count) for count in layer] for layer in result.expert_load]
-        if self._table is not None:
-            load = [[a + b for a, b in zip(old, new, strict=True)] for old, new in zip(self._table, load, strict=True)]
-        self._table, self._steps = load, self._steps + 1
-        if result.step % stride:
-            return {}
-        fields = {"expert_load": self._table, "expert_load_steps": self._steps}
-        self._table, self._steps = None, 0
-        return fields
-
-
 def _start_record(arithmetic: Arithmetic, total_steps: int, start_step: int) -> dict[str, Any]:
     return {
         "step": start_step,
@@ -141,37 +130,3 @@ def _start_record(arithmetic: Arithmetic, total_steps: int, start_step: int) -> 
         "devices": arithmetic.devices,
         "time": time.time(),
     }
-
-
-def _step_record(result: StepResult, arithmetic: Arithmetic) -> dict[str, Any]:
-    rate = result.tokens_per_second
-    imbalance = result.load_imbalance
-    return {
-        "step": result.step,
-        "loss": result.loss,
-        "losses": dict(result.set_losses),
-        "grad_norm": result.grad_norm,
-        "lr": result.lr,
-        "tokens": result.tokens,
-        "computed_tokens": result.computed_tokens,
-        "samples": result.samples,
-        "seconds": round(result.seconds, 6),
-        "tokens_per_second": round(rate, 3),
-        "tflops_per_device": round(arithmetic.tflops(rate), 6),
-        "mfu": round(arithmetic.mfu(rate), 6),
-        "memory_bytes": result.memory_bytes,
-        "load_max_over_mean": None if imbalance is None else [round(ratio, 4) for ratio in imbalance],
-        "time": round(time.time(), 3),
-    }
-
-
-def _step_scalars(result: StepResult, record: Mapping[str, Any]) -> dict[str, float]:
-    values = {f"train/{name}": record[name] for name in ("loss", "grad_norm", "lr", "samples")}
-    if len(result.set_losses) > 1:
-        values |= {f"train/loss/{name}": loss for name, loss in result.set_losses.items()}
-    values |= {f"speed/{name}": record[name] for name in ("tokens_per_second", "tflops_per_device", "mfu", "seconds")}
-    values["memory/peak_gib"] = result.memory_bytes / 2**30
-    if result.worst_imbalance is not None:
-        values["experts/worst_max_over_mean"] = result.worst_imbalance[0]
-    values |= {f"experts/max_over_mean/layer_{i:03d}": r for i, r in enumerate(record["load_max_over_mean"] or ())}
-    return values

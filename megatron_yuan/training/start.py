@@ -96,7 +96,8 @@ def _open_telemetry(run: Run) -> Telemetry:
         peak=device_peak(run.topology.device, dtype, config.logging.peak_tflops),
         devices=run.topology.world_size,
     )
-    return Telemetry(config.logging, folder, arithmetic, config.training.train_iters, run.step, asdict(config))
+    steps = config.training.train_iters
+    return Telemetry(config.logging, folder, arithmetic, steps, run.step, asdict(config), run.last_step)
 
 
 def _experts(model: ModelConfig) -> str:

@@ -8,7 +8,7 @@ import pytest
 from megatron_yuan.config.schema import LoggingConfig
 from megatron_yuan.errors import ConfigError
 from megatron_yuan.log import logger
-from megatron_yuan.report import telemetry as module
+from megatron_yuan.report import expert_report as module
 from megatron_yuan.report.metrics import read_metrics
 from megatron_yuan.report.result import EvalResult
 from megatron_yuan.report.run_folder import open_run_folder
