@@ -1,13 +1,19 @@
-"""The same shape in Hugging Face transformers' Mixtral, in its fastest setting: what ours is measured against."""
+"""The same shapes in Hugging Face transformers' Mixtral, in its fastest settings: what ours is measured against."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from megatron_yuan.config.schema import Config
 from megatron_yuan.errors import ConfigError
+from megatron_yuan.model.moe.routers import Routing
+
+EXPERTS_IMPLEMENTATIONS = ("grouped_mm", "eager")
+"""Of transformers; its third, batched_mm, copies an expert's weights for every token."""
 
 
 def mixtral_step(config: Config, device: torch.device) -> tuple[Callable[[], None], str]:
@@ -16,35 +22,12 @@ def mixtral_step(config: Config, device: torch.device) -> tuple[Callable[[], Non
     Float32 weights under bfloat16 autocast (or plain float32), `grouped_mm` experts, fused AdamW, SDPA. Raises
     ConfigError where transformers is missing.
     """
-    try:
-        import transformers
-        from transformers import MixtralConfig, MixtralForCausalLM
-    except ImportError:
-        raise ConfigError("--peers needs transformers 5. Fix: pip install 'transformers>=5,<6'") from None
-    model_config = config.model
+    transformers = _transformers()
     random = torch.Generator().manual_seed(config.training.seed)
     size = (config.training.micro_batch_size, config.data.seq_length)
-    tokens = torch.randint(model_config.vocab_size, size, generator=random).to(device)
+    tokens = torch.randint(config.model.vocab_size, size, generator=random).to(device)
     with device:
-        model = MixtralForCausalLM(
-            MixtralConfig(
-                vocab_size=model_config.padded_vocab_size,
-                hidden_size=model_config.hidden_size,
-                intermediate_size=model_config.ffn_hidden_size,
-                num_hidden_layers=model_config.num_layers,
-                num_attention_heads=model_config.num_attention_heads,
-                num_key_value_heads=model_config.num_attention_heads,
-                head_dim=model_config.head_dim,
-                num_local_experts=model_config.num_experts,
-                num_experts_per_tok=model_config.moe_router_topk,
-                max_position_embeddings=config.data.seq_length,
-                tie_word_embeddings=not model_config.untie_embeddings_and_output_weights,
-                output_router_logits=False,
-                use_cache=False,
-                attn_implementation="sdpa",
-                experts_implementation="grouped_mm",
-            )
-        )
+        model = transformers.MixtralForCausalLM(_mixtral_config(transformers, config, "grouped_mm"))
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.lr, fused=True)
     bf16 = config.optimizer.bf16
@@ -59,3 +42,68 @@ def mixtral_step(config: Config, device: torch.device) -> tuple[Callable[[], Non
 
     precision = "bf16 autocast, fp32 weights" if bf16 else "fp32"
     return step, f"transformers {transformers.__version__} Mixtral, grouped_mm experts, {precision}"
+
+
+def mixtral_layers(
+    config: Config, dtype: torch.dtype, autocast: bool, x_1TH: Tensor, upstream_1TH: Tensor, routing: Routing
+) -> dict[str, Callable[[], None]]:
+    """Forward and backward of Mixtral's router and experts, by implementation, each token going where `routing` says.
+
+    Weights are of `dtype`; `autocast` computes in bfloat16. Their own router runs too: its choice alone is replaced.
+    """
+    transformers = _transformers()
+    block_of = transformers.models.mixtral.modeling_mixtral.MixtralSparseMoeBlock
+    actions = {}
+    for implementation in EXPERTS_IMPLEMENTATIONS:
+        settings = _mixtral_config(transformers, config, implementation)
+        settings._experts_implementation = implementation  # a whole model would set it for its parts
+        with x_1TH.device:
+            block = block_of(settings).to(dtype)
+        torch.manual_seed(config.training.seed)
+        for parameter in block.parameters():
+            torch.nn.init.normal_(parameter, std=config.model.init_method_std)
+        block.gate.register_forward_hook(
+            lambda _m, _i, out: (out[0], routing.weights_TK.to(out[1]), routing.experts_TK)
+        )
+        actions[implementation] = _layer_action(block, autocast, x_1TH.to(dtype), upstream_1TH)
+    return actions
+
+
+def _layer_action(block: torch.nn.Module, autocast: bool, x: Tensor, upstream: Tensor) -> Callable[[], None]:
+    def action() -> None:
+        leaf = x.detach().requires_grad_()
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=autocast):
+            y = block(leaf)
+        y.backward(upstream.to(y.dtype))
+
+    return action
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+        import transformers.models.mixtral.modeling_mixtral
+    except ImportError:
+        raise ConfigError("--peers needs transformers 5. Fix: pip install 'transformers>=5,<6'") from None
+    return transformers
+
+
+def _mixtral_config(transformers: Any, config: Config, experts_implementation: str) -> Any:
+    model = config.model
+    return transformers.MixtralConfig(
+        vocab_size=model.padded_vocab_size,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.ffn_hidden_size,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_attention_heads,
+        num_key_value_heads=model.num_attention_heads,
+        head_dim=model.head_dim,
+        num_local_experts=model.num_experts,
+        num_experts_per_tok=model.moe_router_topk,
+        max_position_embeddings=config.data.seq_length,
+        tie_word_embeddings=not model.untie_embeddings_and_output_weights,
+        output_router_logits=False,
+        use_cache=False,
+        attn_implementation="sdpa",
+        experts_implementation=experts_implementation,
+    )

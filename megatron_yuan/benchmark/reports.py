@@ -1,0 +1,130 @@
+"""What the benchmarks measure, printed for people and returned for JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from megatron_yuan.benchmark import expert_attention
+from megatron_yuan.benchmark import moe as layers
+from megatron_yuan.benchmark.peers import mixtral_layers, mixtral_step
+from megatron_yuan.benchmark.training import our_step, shares, timed_in_turn
+from megatron_yuan.config.schema import Config
+from megatron_yuan.parallel.topology import choose_device
+from megatron_yuan.planning.accounting import TRAINING_PASSES, forward_flops
+from megatron_yuan.report.peak import device_peak
+
+ROUTER_TOKENS = (2048, 8192)
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def step(config: Config, rounds: int, peers: bool) -> dict[str, Any]:
+    """A training step, and the share of its parts."""
+    with our_step(config) as ours:
+        device = ours.topology.device
+        dtype = torch.bfloat16 if config.optimizer.bf16 else torch.float32
+        actions = {"forward + backward": ours.forward_backward, "with the optimizer": ours.step}
+        setting = "none"
+        if peers:
+            actions["peer, with the optimizer"], setting = mixtral_step(config, device)
+        peak = device_peak(device, dtype, config.logging.peak_tflops)
+        seconds = timed_in_turn(actions, rounds, device)
+        flops = TRAINING_PASSES * forward_flops(config.model, config.data.seq_length).causal
+        rates = {name: ours.tokens / each for name, each in seconds.items()}
+        parts = shares(ours, rounds)
+    print(f"peak: {peak.flops / 1e12:.3f} TFLOP/s, {peak.source}; peer: {setting}")
+    print(f"{flops / 1e9:.3f} GFLOP a token forward and backward, causal attention scores included")
+    for name, rate in rates.items():
+        print(f"{name:<28}{rate:10.0f} tokens/s{rate * flops / 1e12:10.4f} TFLOP/s{rate * flops / peak.flops:8.1%} MFU")
+    if peers:
+        print(f"ours / peer, with the optimizer: {rates['with the optimizer'] / rates['peer, with the optimizer']:.2f}")
+    for name, share in sorted(parts.items(), key=lambda item: -item[1]):
+        print(f"  {name:<42}{share:7.1%}")
+    return {
+        "tokens_per_step": ours.tokens,
+        "gflop_per_token": flops / 1e9,
+        "peak_tflops": peak.flops / 1e12,
+        "peak_source": peak.source,
+        "peer": setting,
+        "tokens_per_second": rates,
+        "shares": parts,
+    }
+
+
+def moe(config: Config, rounds: int, peers: bool) -> dict[str, Any]:
+    """The mixture-of-experts layer, forward and backward."""
+    device = _device(config)
+    model, tokens = config.model, config.training.micro_batch_size * config.data.seq_length
+    flops = layers.layer_flops(model, tokens)
+    print(
+        f"one layer, forward and backward: {tokens:,} tokens, H {model.hidden_size}, F {model.ffn_hidden_size}, "
+        f"{model.num_experts} experts, {model.experts_per_token:g} a token, {model.moe_router} router; "
+        f"{flops / 1e9:.1f} GFLOP"
+    )
+    result: dict[str, Any] = {"tokens": tokens, "gflop": flops / 1e9}
+    for precision, dtype in PRECISIONS.items():
+        peak = device_peak(device, dtype, None)
+        print(f"{precision}: peak {peak.flops / 1e9:.0f} GFLOP/s, {peak.source}")
+        for forced in (False, True):
+            bench = layers.layer_bench(config, dtype, device, forced)
+            others = _peer_layers(config, dtype, bench) if peers else {}
+            seconds, parts = layers.measure_layer(bench, others, rounds)
+            routing = "forced-balanced routing" if forced else f"real routing (max/mean {bench.imbalance:.2f})"
+            print(f"  {routing}")
+            for name, each in seconds.items():
+                ratio = "" if name == "ours" else f"   ours / this {each / seconds['ours']:.2f}"
+                rate = flops / each
+                print(
+                    f"    {name:<40}{1000 * each:9.1f} ms{tokens / each:10.0f} tokens/s{rate / 1e9:8.0f} GFLOP/s"
+                    f"{rate / peak.flops:7.1%} of peak{ratio}"
+                )
+            print("    " + ", ".join(f"{name} {1000 * each:.2f} ms" for name, each in parts.items()))
+            result[f"{precision}, {'forced' if forced else 'real'}"] = {
+                "peak_gflops": peak.flops / 1e9,
+                "milliseconds": {name: 1000 * each for name, each in seconds.items()},
+                "parts_milliseconds": {name: 1000 * each for name, each in parts.items()},
+            }
+    return result
+
+
+def router(config: Config, rounds: int, _peers: bool) -> dict[str, Any]:
+    """The attention router's arithmetic, beside the formula written out."""
+    device, experts = _device(config), config.model.num_experts
+    result: dict[str, Any] = {}
+    for tokens in ROUTER_TOKENS:
+        costs = expert_attention.measure(tokens, experts, device, max(rounds, 20))
+        for name, cost in costs.items():
+            peak = "" if cost.peak_bytes is None else f", peak {cost.peak_bytes / 2**20:.2f} MiB"
+            print(
+                f"T {tokens}, E {experts}, {name}: {cost.milliseconds:.2f} ms forward and backward, "
+                f"{cost.saved_bytes / 2**20:.2f} MiB kept for backward{peak}"
+            )
+        fused, naive = costs["fused"], costs["naive"]
+        print(
+            f"  fused / naive: time {fused.milliseconds / naive.milliseconds:.2f}, "
+            f"kept 1/{naive.saved_bytes / fused.saved_bytes:.1f}"
+        )
+        result[str(tokens)] = {name: vars(cost) for name, cost in costs.items()}
+    return result
+
+
+def _peer_layers(config: Config, dtype: torch.dtype, bench: layers.LayerBench) -> dict[str, Any]:
+    shape = (config, bench.x_1TH, bench.upstream_1TH, bench.routing)
+    settings = {"fp32": (torch.float32, False)} if dtype == torch.float32 else {}
+    if dtype == torch.bfloat16:
+        settings = {"bf16 autocast": (torch.float32, True), "pure bf16": (torch.bfloat16, False)}
+    found = {}
+    for name, (weights, autocast) in settings.items():
+        for implementation, action in mixtral_layers(shape[0], weights, autocast, *shape[1:]).items():
+            found[f"transformers, {implementation}, {name}"] = action
+    return found
+
+
+def _device(config: Config) -> torch.device:
+    from megatron_yuan.parallel.host_memory import keep_freed_memory
+
+    device = choose_device(config.training.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device

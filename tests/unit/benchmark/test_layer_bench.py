@@ -1,0 +1,45 @@
+"""What the layer's benchmark times is what it says it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from megatron_yuan.benchmark import expert_attention
+from megatron_yuan.benchmark.moe import layer_bench, layer_flops
+from megatron_yuan.config.presets import preset
+
+TINY = preset("tiny")
+CONFIG = replace(
+    TINY,
+    model=replace(TINY.model, hidden_size=32, ffn_hidden_size=16, num_experts=4, moe_router="softmax"),
+    data=replace(TINY.data, seq_length=8),
+    training=replace(TINY.training, micro_batch_size=2),
+)
+CPU = torch.device("cpu")
+
+
+def test_forced_routing_gives_every_expert_equally_many_tokens_and_real_routing_does_not() -> None:
+    assert layer_bench(CONFIG, torch.float32, CPU, forced=True).imbalance == 1.0
+    assert layer_bench(CONFIG, torch.float32, CPU, forced=False).imbalance > 1.0
+
+
+def test_its_parts_are_those_of_the_layer_and_each_runs_backward() -> None:
+    bench = layer_bench(CONFIG, torch.float32, CPU, forced=False)
+    for action in bench.parts().values():
+        action()
+    after_parts = bench.layer.experts.down.main_grad.clone()  # type: ignore[attr-defined]
+    bench.forward_backward()
+    # The experts' gradient by the layer's is that of the part by itself: the same rows, weights and upstream.
+    torch.testing.assert_close(bench.layer.experts.down.main_grad, 2 * after_parts)  # type: ignore[attr-defined]
+
+
+def test_flops_are_three_times_the_router_and_the_chosen_experts() -> None:
+    assert layer_flops(CONFIG.model, 16) == 3 * 16 * (2 * 4 * 32 + 2 * 3 * 32 * 16 * 2)
+
+
+def test_the_attention_router_keeps_a_fifth_or_less_of_what_the_formula_does() -> None:
+    costs = expert_attention.measure(64, 32, CPU, rounds=1)
+    assert costs["naive"].saved_bytes >= 64 * 32 * 32 * 4
+    assert 5 * costs["fused"].saved_bytes <= costs["naive"].saved_bytes
