@@ -53,9 +53,22 @@ def step_axis(axes: Axes, last: float) -> None:
     axes.set_xlabel("step")
 
 
+def shortened(name: str, most: int = 60) -> str:
+    """`name`, its middle left out where it is long."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-most // 2 :]}"
+
+
 def ticks(length: int, most: int) -> list[int]:
     """At most `most` of the places 0, 1, ... of `length`, evenly spread."""
     return list(range(0, length, -(-length // most)))
+
+
+def short_number(value: float, _: float | None = None) -> str:
+    """A number of steps or tokens, short, for the ticks of an axis: 250, 25k, 1.5M."""
+    for unit, name, least in ((1e6, "M", 1e6), (1e3, "k", 1e4)):
+        if abs(value) >= least:
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"
 
 
 def pixels_of(figure: Figure) -> NDArray[np.uint8]:

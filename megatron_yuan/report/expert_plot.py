@@ -33,14 +33,23 @@ def expert_load_figure(metrics: Metrics) -> Figure:
     return figure
 
 
-def load_figure(load: ArrayLike, first: int, last: int) -> Figure:
-    """The heatmap alone, of a table of loads [L, E] summed over the steps `first` to `last`."""
+def load_figure(load: ArrayLike, first: int, last: int, highest: float | None = None) -> Figure:
+    """The heatmap alone, of a table of loads [L, E] summed over the steps `first` to `last`.
+
+    `highest`: the share that ends the scale of colours, for heatmaps that stand side by side.
+    """
     from matplotlib.figure import Figure
 
     share_LE = _share(load)
     figure = Figure(figsize=_size(share_LE), layout="constrained")
-    _draw_heatmap(figure, figure.subplots(), share_LE, first, last)
+    _draw_heatmap(figure, figure.subplots(), share_LE, first, last, highest)
     return figure
+
+
+def highest_share(load: ArrayLike) -> float:
+    """Where a scale of shares ends: above all but the most extreme half per cent, and at twice the balanced share."""
+    share_LE = _share(load)
+    return max(float(np.quantile(share_LE, 0.995)), 2 / share_LE.shape[1])
 
 
 def recent_share(metrics: Metrics) -> tuple[Floats, int, int]:
@@ -60,18 +69,21 @@ def _size(share_LE: Floats) -> tuple[float, float]:
     return float(np.clip(0.28 * experts, 3.5, 11)) + 2.0, float(np.clip(0.26 * layers + 2.0, 4.0, 12))
 
 
-def _draw_heatmap(figure: Figure, axes: Axes, share_LE: Floats, first: int, last: int) -> None:
+def _draw_heatmap(
+    figure: Figure, axes: Axes, share_LE: Floats, first: int, last: int, highest: float | None = None
+) -> None:
     layers, experts = share_LE.shape
-    percent_LE = 100 * share_LE
-    highest = max(float(percent_LE.max()), 200 / experts)
-    image = axes.imshow(percent_LE, cmap="cividis", vmin=0, vmax=highest, aspect="auto", interpolation="nearest")
+    percent_LE, top = 100 * share_LE, 100 * (highest or highest_share(share_LE))
+    over = "max" if percent_LE.max() > top else "neither"
+    image = axes.imshow(percent_LE, cmap="cividis", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
     span = f"step {last}" if first == last else f"steps {first} to {last}"
     axes.set_title(f"share of a layer's tokens, {span}", fontsize=11)
     axes.set_xlabel("expert" + (" (x: no token)" if (share_LE == 0).any() else ""))
     axes.set_ylabel("layer")
     axes.set_xticks(ticks(experts, 16))
     axes.set_yticks(ticks(layers, 24))
-    bar = figure.colorbar(image, ax=axes, label=f"% of tokens (line: balanced, {100 / experts:.3g}%)", pad=0.02)
+    label = f"% of tokens (line: balanced, {100 / experts:.3g}%)"
+    bar = figure.colorbar(image, ax=axes, label=label, pad=0.02, extend=over)
     bar.ax.axhline(100 / experts, color="white", linewidth=2)
     bar.ax.axhline(100 / experts, color="black", linewidth=0.8)
     dead = np.argwhere(share_LE == 0)
@@ -79,5 +91,5 @@ def _draw_heatmap(figure: Figure, axes: Axes, share_LE: Floats, first: int, last
     if experts <= 8 and layers <= 16:
         for (layer, expert), value in np.ndenumerate(percent_LE):
             if value > 0:
-                colour = "black" if value > 0.55 * highest else "white"
+                colour = "black" if value > 0.55 * top else "white"
                 axes.text(expert, layer, f"{value:.1f}", ha="center", va="center", fontsize=8, color=colour)

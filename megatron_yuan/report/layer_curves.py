@@ -13,6 +13,17 @@ if TYPE_CHECKING:
 MOST_NAMED_LAYERS = len(COLOURS)
 
 
+def layer_curves_figure(steps: Floats, values_RL: Floats, label: str, balanced: float | None = None) -> Figure:
+    """A figure of its own; `label` names the y axis."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    draw_layer_curves(figure, axes, steps, values_RL, balanced)
+    axes.set_ylabel(label)
+    return figure
+
+
 def draw_layer_curves(
     figure: Figure, axes: Axes, steps: Floats, values_RL: Floats, balanced: float | None = None
 ) -> None:

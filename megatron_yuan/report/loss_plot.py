@@ -12,11 +12,13 @@ from megatron_yuan.report.curves import (
     MARKERS,
     Floats,
     running_mean,
+    shortened,
     smoothing_window,
     step_axis,
     thinned,
 )
 from megatron_yuan.report.metrics import Metrics
+from megatron_yuan.report.series import losses_of, steps_of, values_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,8 +32,7 @@ def loss_figure(metrics: Metrics) -> Figure:
     """Draw a run of at least one step."""
     from matplotlib.figure import Figure
 
-    steps = np.array([record["step"] for record in metrics.steps], dtype=np.float64)
-    losses = np.array([record["loss"] for record in metrics.steps], dtype=np.float64)
+    steps, losses = steps_of(metrics.steps), values_of(metrics.steps, "loss")
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
     _draw_training(axes, steps, losses)
@@ -78,26 +79,26 @@ def _draw_training(axes: Axes, steps: Floats, losses: Floats) -> None:
 def _set_names(metrics: Metrics) -> list[str]:
     """Sets of the blend, then sets that are only validated on: a name has one colour."""
     records = (*metrics.steps, *metrics.evaluations)
-    return list(dict.fromkeys(name for record in records for name in record.get("losses", ())))
+    return list(dict.fromkeys(name for record in records for name in losses_of(record)))
 
 
 def _draw_training_sets(axes: Axes, steps: list[dict[str, Any]], names: list[str]) -> None:
-    trained = {name for record in steps for name in record.get("losses", ())}
+    trained = {name for record in steps for name in losses_of(record)}
     if not 1 < len(trained) <= MOST_SETS:
         return
     drawn = thinned(len(steps))
-    at = np.array([record["step"] for record in steps], dtype=np.float64)[drawn]
+    at = steps_of(steps)[drawn]
     for i, name in enumerate(names):
         if name in trained:
-            losses = np.array([record.get("losses", {}).get(name, np.nan) for record in steps], dtype=np.float64)
+            losses = np.array([losses_of(record).get(name, np.nan) for record in steps], dtype=np.float64)
             mean = running_mean(losses, smoothing_window(len(steps)))[drawn]
             colour = COLOURS[1 + i % (len(COLOURS) - 1)]
-            axes.plot(at, mean, color=colour, linewidth=1.0, linestyle=":", label=f"training, {_shortened(name)}")
+            axes.plot(at, mean, color=colour, linewidth=1.0, linestyle=":", label=f"training, {shortened(name)}")
 
 
 def _draw_validation(axes: Axes, evaluations: list[dict[str, Any]], names: list[str]) -> None:
     for i, name in enumerate(names):
-        points = [(record["step"], record["losses"][name]) for record in evaluations if name in record["losses"]]
+        points = [(record["step"], losses_of(record)[name]) for record in evaluations if name in losses_of(record)]
         if not points:
             continue
         axes.plot(
@@ -107,17 +108,14 @@ def _draw_validation(axes: Axes, evaluations: list[dict[str, Any]], names: list[
             markersize=5,
             linewidth=1.5,
             linestyle="-" if i < len(MARKERS) else "--",
-            label=f"validation, {_shortened(name)}",
+            label=f"validation, {shortened(name)}",
         )
-
-
-def _shortened(name: str, most: int = 60) -> str:
-    return name if len(name) <= most else f"{name[: most // 2]}…{name[-most // 2 :]}"
 
 
 def _add_tokens(axes: Axes, metrics: Metrics) -> None:
     """A second axis above: tokens seen, by the mean tokens of a step."""
-    mean = float(np.mean([record["tokens"] for record in metrics.steps]))
+    tokens = values_of(metrics.steps, "tokens")
+    mean = float(np.nanmean(tokens)) if np.isfinite(tokens).any() else 0.0
     if not mean > 0:
         return
     top = axes.get_xlim()[1] * mean

@@ -19,6 +19,7 @@ from megatron_yuan.errors import DataError
 from megatron_yuan.log import logger
 
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+NOT_FINITE_TEXT = tuple(f'"{name}"'.encode() for name in NOT_FINITE)
 
 
 class MetricsWriter:
@@ -99,6 +100,9 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("kind"), str):
         return None
+    # Few lines hold a number that is not finite; to look through all values of a long run takes longer than to read it.
+    if not any(name in line for name in NOT_FINITE_TEXT):
+        return record
     return {key: _number(value) for key, value in record.items()}
 
 

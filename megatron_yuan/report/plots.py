@@ -28,16 +28,16 @@ def draw_run(folder: RunFolder) -> list[Path]:
     metrics = read_metrics(folder.metrics)
     drawn: list[Path] = []
     if metrics.steps:
-        drawn.append(_save(loss_figure(metrics), folder.loss_plot))
+        drawn.append(save_figure(loss_figure(metrics), folder.loss_plot))
     if any(record.get("expert_load") for record in metrics.steps):
-        drawn.append(_save(expert_load_figure(metrics), folder.expert_load_plot))
+        drawn.append(save_figure(expert_load_figure(metrics), folder.expert_load_plot))
     if not drawn:
         logger.warning("%s tells of no finished step: there is nothing to draw.", folder.metrics)
     return drawn
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    """Write `figure` in one step: a reader sees the old picture or the new."""
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write `figure` as a PNG in one step: a reader sees the old picture or the new."""
     temporary = path.with_name(path.name + ".tmp")
     figure.savefig(temporary, format="png", dpi=120)
     os.replace(temporary, path)

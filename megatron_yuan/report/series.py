@@ -42,6 +42,12 @@ def number_or_nan(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else np.nan
 
 
+def losses_of(record: dict[str, Any]) -> dict[str, float]:
+    """The losses of sets that a step's or a validation's record tells of."""
+    losses = record.get("losses")
+    return {name: number_or_nan(loss) for name, loss in losses.items()} if isinstance(losses, dict) else {}
+
+
 def layers_of(metrics: Metrics, name: str) -> tuple[Floats, Floats] | None:
     """(steps [R], the field `name` [R, L]) of the records that have it; None where none has."""
     counted = [(record["step"], values) for record in metrics.steps if (values := _row(record, name)) is not None]
