@@ -20,6 +20,7 @@ from megatron_yuan.report.plots import save_figure
 from megatron_yuan.report.series import layers_of, losses_of, number_or_nan, values_of
 
 NARROW = ("learning-rate", "gradient-norm", "throughput", "mfu")  # two panels a row
+WIDE_INCHES = 9.5  # a figure of more than this would be illegible at half the page's width
 SLIDER_NOTE = (
     "Move the slider through the run; each cell is an expert's load over the mean of its layer, summed over the steps "
     "named above the heatmap: 1.0 = balanced."
@@ -94,7 +95,8 @@ def _pictures(panel: Panel, runs: Sequence[NamedRun], page: Path, written: list[
         written.append(path)
         encoded = base64.b64encode(path.read_bytes()).decode()
         alt = escape(f"{panel.title} {picture.caption}".strip())
-        parts.append(f'<figure>{caption}<img alt="{alt}" src="data:image/png;base64,{encoded}"></figure>')
+        wide = ' class="wide"' if picture.figure.get_figwidth() > WIDE_INCHES else ""
+        parts.append(f'<figure{wide}>{caption}<img alt="{alt}" src="data:image/png;base64,{encoded}"></figure>')
     together = parts.pop(0) if not number or len(parts) > number else ""
     return f'{together}<div class="row">{"".join(parts)}</div>'
 

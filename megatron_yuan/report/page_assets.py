@@ -9,6 +9,7 @@ section { border-top: 1px solid #ccc; padding: 1rem 0; }
 .row { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
 .row figure { flex: 0 1 auto; max-width: 100%; }
 .several .row figure { max-width: max(560px, calc(50% - .5rem)); }
+.several .row figure.wide { max-width: 100%; }
 figure { margin: 0; } figcaption { font-weight: 600; }
 figure img { max-width: 100%; height: auto; display: block; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 560px), 1fr)); gap: 0 2rem; }
