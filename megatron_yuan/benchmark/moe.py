@@ -2,8 +2,9 @@
 
 Shapes: T tokens, K chosen, H hidden, E experts, R = T x K rows.
 
-Weights' gradients go where training puts them, into float32 sums. "Real" routing is the layer's own router on normal
-states; "forced" routing sends every expert equally many tokens, which no router does: it shows what unevenness costs.
+Weights' gradients go where training puts them, into float32 sums, or are made in the weights' own type. "Real" routing
+is the layer's own router on normal states; "forced" routing sends every expert equally many tokens, which no router
+does: it shows what unevenness costs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from megatron_yuan.benchmark.training import timed_in_turn
 from megatron_yuan.config.schema import Config, ModelConfig
 from megatron_yuan.model.context import TokenContext
 from megatron_yuan.model.initialize import initialize
@@ -35,9 +35,22 @@ class LayerBench:
     upstream_1TH: Tensor
 
     def forward_backward(self) -> None:
-        """The whole layer."""
+        """The whole layer, its router included."""
+        self.layer.zero_grad(set_to_none=True)
         x = self.x_1TH.detach().requires_grad_()
         self.layer(x, NO_CONTEXT)[0].backward(self.upstream_1TH)
+
+    def experts_alone(self) -> Callable[[], None]:
+        """All but the router: dispatch, experts, combine, for a routing that is given."""
+        layer, routing = self.layer, self.routing
+
+        def action() -> None:
+            layer.zero_grad(set_to_none=True)
+            leaf = self.x_1TH[0].detach().requires_grad_()
+            weights = routing.weights_TK.detach().requires_grad_()
+            layer.mix(leaf, routing._replace(weights_TK=weights)).backward(self.upstream_1TH[0])
+
+        return action
 
     @property
     def routing(self) -> Routing:
@@ -79,12 +92,17 @@ class LayerBench:
         return {"route": route, "dispatch": dispatch, "experts": experts, "combine": combine}
 
 
-def layer_bench(config: Config, dtype: torch.dtype, device: torch.device, forced: bool) -> LayerBench:
-    """The layer of `config` on one microbatch's number of random states."""
+def layer_bench(
+    config: Config, dtype: torch.dtype, device: torch.device, forced: bool, float32_sums: bool = True
+) -> LayerBench:
+    """The layer of `config` on one microbatch's number of random states.
+
+    `float32_sums`: gradients are added into float32 sums, as in training; else they are made in `dtype`.
+    """
     layer = MoELayer(config.model, 0).to(dtype)
     initialize(layer, config.model, config.training.seed)
     layer.to(device)
-    for parameter in layer.parameters():
+    for parameter in layer.parameters() if float32_sums else ():
         parameter.main_grad = torch.zeros_like(parameter, dtype=torch.float32)  # type: ignore[attr-defined]
     tokens = config.training.micro_batch_size * config.data.seq_length
     random = torch.Generator().manual_seed(config.training.seed)
@@ -105,12 +123,3 @@ def layer_flops(model: ModelConfig, tokens: int) -> int:
     """FLOPs of forward and backward of one layer's router and experts."""
     flops = forward_flops(replace(model, num_layers=1), 1)
     return TRAINING_PASSES * (flops.router + flops.experts) * tokens
-
-
-def measure_layer(
-    bench: LayerBench, others: dict[str, Callable[[], None]], rounds: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds of the layer and of `others`, in turn; and of the layer's parts."""
-    device = bench.x_1TH.device
-    seconds = timed_in_turn({"ours": bench.forward_backward, **others}, rounds, device)
-    return seconds, timed_in_turn(bench.parts(), rounds, device)

@@ -47,9 +47,9 @@ def mixtral_step(config: Config, device: torch.device) -> tuple[Callable[[], Non
 def mixtral_layers(
     config: Config, dtype: torch.dtype, autocast: bool, x_1TH: Tensor, upstream_1TH: Tensor, routing: Routing
 ) -> dict[str, Callable[[], None]]:
-    """Forward and backward of Mixtral's router and experts, by implementation, each token going where `routing` says.
+    """Forward and backward of Mixtral's experts, and with its router; tokens go where `routing` says.
 
-    Weights are of `dtype`; `autocast` computes in bfloat16. Their own router runs too: its choice alone is replaced.
+    Weights are of `dtype`; `autocast` computes in bfloat16. With the router its own runs too: its choice is replaced.
     """
     transformers = _transformers()
     block_of = transformers.models.mixtral.modeling_mixtral.MixtralSparseMoeBlock
@@ -62,18 +62,28 @@ def mixtral_layers(
         torch.manual_seed(config.training.seed)
         for parameter in block.parameters():
             torch.nn.init.normal_(parameter, std=config.model.init_method_std)
-        block.gate.register_forward_hook(
-            lambda _m, _i, out: (out[0], routing.weights_TK.to(out[1]), routing.experts_TK)
-        )
-        actions[implementation] = _layer_action(block, autocast, x_1TH.to(dtype), upstream_1TH)
+
+        def instead(_module: Any, _inputs: Any, out: Any) -> Any:
+            return out[0], routing.weights_TK.to(out[1]), routing.experts_TK
+
+        def experts(x_1TH: Tensor, block: Any = block) -> Tensor:
+            weights_TK = routing.weights_TK.detach().to(x_1TH.dtype).requires_grad_()
+            return block.experts(x_1TH[0], routing.experts_TK, weights_TK).unsqueeze(0)
+
+        block.gate.register_forward_hook(instead)
+        actions[f"{implementation}, experts"] = _action(block, experts, autocast, x_1TH.to(dtype), upstream_1TH)
+        actions[f"{implementation}, layer"] = _action(block, block, autocast, x_1TH.to(dtype), upstream_1TH)
     return actions
 
 
-def _layer_action(block: torch.nn.Module, autocast: bool, x: Tensor, upstream: Tensor) -> Callable[[], None]:
+def _action(
+    block: torch.nn.Module, forward: Callable[[Tensor], Tensor], autocast: bool, x: Tensor, upstream: Tensor
+) -> Callable[[], None]:
     def action() -> None:
+        block.zero_grad(set_to_none=True)
         leaf = x.detach().requires_grad_()
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=autocast):
-            y = block(leaf)
+            y = forward(leaf)
         y.backward(upstream.to(y.dtype))
 
     return action

@@ -16,7 +16,12 @@ from megatron_yuan.planning.accounting import TRAINING_PASSES, forward_flops
 from megatron_yuan.report.peak import device_peak
 
 ROUTER_TOKENS = (2048, 8192)
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Our dtype and whether gradients go into float32 sums; the peer's dtype and whether it computes under autocast.
+MOE_SETTINGS = {
+    "fp32": (torch.float32, False, (torch.float32, False)),
+    "bf16, float32 gradients; peer: float32 weights, autocast": (torch.bfloat16, True, (torch.float32, True)),
+    "bf16, bf16 gradients; peer: all bf16": (torch.bfloat16, False, (torch.bfloat16, False)),
+}
 
 
 def step(config: Config, rounds: int, peers: bool) -> dict[str, Any]:
@@ -53,7 +58,7 @@ def step(config: Config, rounds: int, peers: bool) -> dict[str, Any]:
 
 
 def moe(config: Config, rounds: int, peers: bool) -> dict[str, Any]:
-    """The mixture-of-experts layer, forward and backward."""
+    """The mixture-of-experts layer, forward and backward: in each setting ours beside the peer's forms."""
     device = _device(config)
     model, tokens = config.model, config.training.micro_batch_size * config.data.seq_length
     flops = layers.layer_flops(model, tokens)
@@ -63,25 +68,28 @@ def moe(config: Config, rounds: int, peers: bool) -> dict[str, Any]:
         f"{flops / 1e9:.1f} GFLOP"
     )
     result: dict[str, Any] = {"tokens": tokens, "gflop": flops / 1e9}
-    for precision, dtype in PRECISIONS.items():
-        peak = device_peak(device, dtype, None)
-        print(f"{precision}: peak {peak.flops / 1e9:.0f} GFLOP/s, {peak.source}")
+    for setting, (dtype, float32_sums, peer) in MOE_SETTINGS.items():
+        peak = device_peak(device, dtype, None).flops
         for forced in (False, True):
-            bench = layers.layer_bench(config, dtype, device, forced)
-            others = _peer_layers(config, dtype, bench) if peers else {}
-            seconds, parts = layers.measure_layer(bench, others, rounds)
-            routing = "forced-balanced routing" if forced else f"real routing (max/mean {bench.imbalance:.2f})"
-            print(f"  {routing}")
+            bench = layers.layer_bench(config, dtype, device, forced, float32_sums)
+            actions = {"ours, experts": bench.experts_alone(), "ours, layer": bench.forward_backward}
+            if peers:
+                theirs = mixtral_layers(config, *peer, bench.x_1TH, bench.upstream_1TH, bench.routing)
+                actions |= {f"transformers {name}": action for name, action in theirs.items()}
+            seconds = timed_in_turn(actions, rounds, device)
+            parts = timed_in_turn(bench.parts(), rounds, device)
+            routing = "forced-balanced routing" if forced else f"real routing, max/mean {bench.imbalance:.2f}"
+            print(f"{setting}; {routing}; GEMM peak {peak / 1e9:.0f} GFLOP/s")
             for name, each in seconds.items():
-                ratio = "" if name == "ours" else f"   ours / this {each / seconds['ours']:.2f}"
-                rate = flops / each
+                ours = seconds["ours, " + name.rsplit(", ", 1)[1]]
+                ratio = "" if name.startswith("ours") else f"   ours {each / ours:.2f} times as fast"
                 print(
-                    f"    {name:<40}{1000 * each:9.1f} ms{tokens / each:10.0f} tokens/s{rate / 1e9:8.0f} GFLOP/s"
-                    f"{rate / peak.flops:7.1%} of peak{ratio}"
+                    f"  {name:<34}{1000 * each:8.1f} ms {tokens / each:8.0f} tokens/s {flops / each / 1e9:6.0f} GFLOP/s"
+                    f" {flops / each / peak:6.1%} of peak{ratio}"
                 )
-            print("    " + ", ".join(f"{name} {1000 * each:.2f} ms" for name, each in parts.items()))
-            result[f"{precision}, {'forced' if forced else 'real'}"] = {
-                "peak_gflops": peak.flops / 1e9,
+            print("  ours: " + ", ".join(f"{name} {1000 * each:.2f} ms" for name, each in parts.items()))
+            result[f"{setting}; {'forced' if forced else 'real'}"] = {
+                "peak_gflops": peak / 1e9,
                 "milliseconds": {name: 1000 * each for name, each in seconds.items()},
                 "parts_milliseconds": {name: 1000 * each for name, each in parts.items()},
             }
@@ -107,18 +115,6 @@ def router(config: Config, rounds: int, _peers: bool) -> dict[str, Any]:
         )
         result[str(tokens)] = {name: vars(cost) for name, cost in costs.items()}
     return result
-
-
-def _peer_layers(config: Config, dtype: torch.dtype, bench: layers.LayerBench) -> dict[str, Any]:
-    shape = (config, bench.x_1TH, bench.upstream_1TH, bench.routing)
-    settings = {"fp32": (torch.float32, False)} if dtype == torch.float32 else {}
-    if dtype == torch.bfloat16:
-        settings = {"bf16 autocast": (torch.float32, True), "pure bf16": (torch.bfloat16, False)}
-    found = {}
-    for name, (weights, autocast) in settings.items():
-        for implementation, action in mixtral_layers(shape[0], weights, autocast, *shape[1:]).items():
-            found[f"transformers, {implementation}, {name}"] = action
-    return found
 
 
 def _device(config: Config) -> torch.device:

@@ -31,7 +31,7 @@ class MoELayer(nn.Module):
         x_TH = x_BSH.flatten(0, 1)
         routing = self.router(x_TH, context.sample_keys)
         stats = routing_stats(routing)
-        y_TH = self._mix(x_TH, routing)
+        y_TH = self.mix(x_TH, routing)
         if self.shared_experts is not None:
             y_TH = y_TH + self.shared_experts(x_TH)
         if context.balance is not None:
@@ -42,7 +42,8 @@ class MoELayer(nn.Module):
                 stats = stats._replace(balance_loss=weighted.detach())
         return y_TH.view_as(x_BSH), stats
 
-    def _mix(self, x_TH: Tensor, routing: Routing) -> Tensor:
+    def mix(self, x_TH: Tensor, routing: Routing) -> Tensor:
+        """The chosen experts' weighted sum [T, H]: dispatch, experts, combine."""
         dispatch = plan_dispatch(routing.experts_TK, self.router.num_experts, routing.rows)
         weights_R = routing.weights_TK.to(x_TH.dtype).flatten()[dispatch.pair_R]
         return unpermute(self.experts(permute(x_TH, dispatch), weights_R, dispatch.ends_E), dispatch)
