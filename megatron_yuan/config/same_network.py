@@ -8,10 +8,10 @@ from megatron_yuan.errors import ConfigError
 
 FIXED = ("num_attention_heads", "head_dim", "norm_epsilon", "rotary_percent", "moe_router", "num_shared_experts")
 """Never to be changed for given weights."""
-TUNABLE = ("moe_router_topk", "experts_per_token", "rotary_base", "rotary_ntk_factor", "rotary_rounding")
+TUNABLE = ("moe_router_topk", "capacity_factor", "rotary_base", "rotary_ntk_factor", "rotary_rounding")
 """Changed on purpose where weights begin a new run, as to reach longer sequences; never in the midst of one."""
 
-SETTING_OF = {"head_dim": "kv_channels", "experts_per_token": "moe_expert_capacity_factor"}
+SETTING_OF = {"head_dim": "kv_channels", "capacity_factor": "moe_expert_capacity_factor"}
 """The setting behind what is derived."""
 
 

@@ -92,7 +92,12 @@ class ModelConfig:
     @property
     def experts_per_token(self) -> float:
         """Chosen experts that a token visits, on average where experts choose."""
-        return self.moe_router_topk * (self.moe_expert_capacity_factor or 1.0)
+        return self.moe_router_topk * self.capacity_factor
+
+    @property
+    def capacity_factor(self) -> float:
+        """Of expert choice; 1 where every token chooses its k experts."""
+        return 1.0 if self.moe_expert_capacity_factor is None else self.moe_expert_capacity_factor
 
     @property
     def importance_loss_coeff(self) -> float:

@@ -6,7 +6,10 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
+import megatron_yuan
+from megatron_yuan.checkpoint.load import open_checkpoint
 from megatron_yuan.config.presets import preset
 from megatron_yuan.config.schema import Config
 from tests.distributed.training import train
@@ -36,8 +39,6 @@ def digest(run) -> dict[str, str]:
         for name, slots in run.model.optimizer.state().items()
         for slot, tensor in slots.items()
     }
-    import torch
-
     return {n: hashlib.sha256(t.contiguous().view(torch.uint8).numpy()).hexdigest() for n, t in tensors.items()}
 
 
@@ -71,6 +72,23 @@ def test_resumed_on_the_same_layout_every_loss_and_weight_is_equal_to_the_bit(co
     for rank in (0, 1):
         assert resumed[rank][:-1] == straight[rank][STOP:-1]
         assert resumed[rank][-1] == straight[rank][-1]
+
+
+def test_expert_biases_move_are_saved_and_resume_to_the_bit_with_noise_in_the_router(config, tmp_path):
+    """The bias is float32 in a bfloat16 model; the noise of a noisy top-k router comes from no stream."""
+    model = replace(
+        config.model, moe_router="noisy-top-k", moe_router_enable_expert_bias=True, moe_router_bias_update_rate=0.01
+    )
+    config = replace(config, model=model)
+    straight = run_processes(train, 2, at(config, 2, 1, str(tmp_path / "straight")), digest)
+    run_processes(train, 2, at(config, 2, 1, str(tmp_path / "again"), stop=STOP))
+    resumed = run_processes(train, 2, at(config, 2, 1, str(tmp_path / "again")), digest)
+    for rank in (0, 1):
+        assert resumed[rank] == [*straight[rank][STOP:-1], straight[rank][-1]]
+    weights = open_checkpoint(tmp_path / "again").read_weights(["layers.0.moe.router.expert_bias"])
+    (bias_E,) = weights.values()
+    assert bias_E.dtype == torch.float32 and bias_E.any()
+    assert torch.equal(megatron_yuan.load(tmp_path / "again").state_dict()["layers.0.moe.router.expert_bias"], bias_E)
 
 
 @pytest.mark.parametrize(("stages", "replicas", "virtual"), [(1, 1, 1), (4, 1, 1), (1, 2, 1), (2, 1, 2)])

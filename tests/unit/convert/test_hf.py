@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from megatron_yuan.checkpoint.load import open_checkpoint
+from megatron_yuan.config.schema import ModelConfig
 from megatron_yuan.config.yaml_file import from_yaml
 from megatron_yuan.convert.hf import check_folder, import_hf, load_hf, model_shapes
 from megatron_yuan.convert.hf_export import export_hf
 from megatron_yuan.convert.hf_folder import open_hf_folder
+from megatron_yuan.convert.names import check_publishable
 from megatron_yuan.errors import CheckpointError
 from tests.reference import yuan
 from tests.reference.published_layout import config_json, published, write_folder
@@ -44,6 +46,20 @@ def make_folder(path: Path, shape: yuan.Shape = TIED, dtype: torch.dtype = torch
 
 def read_all(folder: Path) -> Tensors:
     return {name: each for file in sorted(folder.glob("*.safetensors")) for name, each in load_file(file).items()}
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"moe_router": "noisy-top-k"}, "moe-router noisy-top-k"),
+        ({"num_shared_experts": 2}, "num-shared-experts 2"),
+        ({"moe_router_enable_expert_bias": True}, "moe-router-enable-expert-bias"),
+    ],
+)
+def test_what_the_published_layout_has_no_place_for_is_refused(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(CheckpointError, match=says):
+        check_publishable(dataclasses.replace(ModelConfig(), **values))
+    check_publishable(ModelConfig())
 
 
 def assert_same_bits(found: Tensors, expected: Tensors) -> None:

@@ -18,6 +18,7 @@ from megatron_yuan.convert.hf import import_hf
 from megatron_yuan.errors import CheckpointError, ConfigError, DataError
 from megatron_yuan.inference import decoding
 from megatron_yuan.inference.model import LanguageModel
+from megatron_yuan.model.initialize import initialize
 from tests.reference import yuan
 from tests.reference.published_layout import config_json, published, write_folder
 from tests.unit.model.test_model_against_reference import config_of
@@ -51,6 +52,25 @@ def oracle_greedy(prompt: list[int], count: int) -> list[int]:
             break
         ids.append(best)
     return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("router", ["softmax", "noisy-top-k", "expert-choice"])
+def test_a_router_that_looks_ahead_scores_but_does_not_generate_and_others_do_both(router: str) -> None:
+    config = Config(model=dataclasses.replace(config_of(SHAPE), moe_router=router, num_shared_experts=1))
+    model = LanguageModel(config)
+    initialize(model, config.model, seed=1)
+    ids_BS = torch.tensor([PROMPTS[1]])
+    assert model(ids_BS).isfinite().all()
+    if router == "expert-choice":
+        for use_cache in (True, False):
+            with pytest.raises(ConfigError, match="looks at later tokens"):
+                model.generate(ids_BS, 2, use_cache=use_cache)
+        with pytest.raises(ConfigError, match="cannot generate"):
+            model.generate_batch(PROMPTS, 2)
+    else:
+        assert torch.equal(
+            model.generate(ids_BS, 4, stop_ids=()), model.generate(ids_BS, 4, stop_ids=(), use_cache=False)
+        )
 
 
 def test_a_folder_of_either_kind_gives_the_oracles_scores(folder: Path, model: LanguageModel, tmp_path: Path) -> None:
