@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from numpy.typing import ArrayLike
+
 from megatron_yuan.report.expert_figures import max_over_mean
 
 
@@ -35,7 +37,7 @@ class StepResult:
     """Mean loss of a token of each set of the blend that was in the global batch, in nats."""
     positions: int | None = None
     """Tokens that went through the network, with loss or without: what throughput counts. Unset: `tokens`."""
-    coactivation: Sequence[Sequence[Sequence[int]]] | None = None
+    coactivation: ArrayLike | None = None
     """[L][E][E] tokens that visited both experts; an expert's load on the diagonal."""
     top2_margin: Sequence[float] | None = None
     """[L] of a token's two highest expert probabilities, the mean difference."""

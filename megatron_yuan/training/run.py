@@ -88,7 +88,7 @@ class Run:
             seconds=time.perf_counter() - started,
             samples=self.consumed_samples,
             expert_load=sums.routing.load_E.long().tolist(),
-            coactivation=sums.routing.coactivation_EE.long().tolist(),
+            coactivation=sums.routing.coactivation_EE.long().numpy(),
             top2_margin=(sums.routing.margin / positions).tolist(),
             balance_loss=(sums.routing.balance_loss / max(1, sums.tokens)).tolist(),
             set_losses={
