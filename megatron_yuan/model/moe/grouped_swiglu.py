@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_yuan.model.moe.kernels import usable
 from megatron_yuan.model.weight_gradient import WeightGradient
 
 
@@ -36,12 +37,20 @@ def row_counts(ends_E: Tensor) -> list[int]:
 
 def activation(h_R2F: Tensor, p_R: Tensor) -> Tensor:
     """silu(gate) * up * p, [R, F]."""
+    if usable(h_R2F):
+        from megatron_yuan.model.moe.kernels import swiglu
+
+        return swiglu.activation(h_R2F, p_R)
     gate, up = h_R2F.chunk(2, dim=-1)
     return F.silu(gate).mul_(up).mul_(p_R.unsqueeze(1))
 
 
 def activation_backward(grad_RF: Tensor, h_R2F: Tensor, p_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The activation again, and the gradients by h [R, 2F] and by p [R], from the gradient by the activation."""
+    if usable(h_R2F):
+        from megatron_yuan.model.moe.kernels import swiglu
+
+        return swiglu.activation_backward(grad_RF, h_R2F, p_R)
     gate, up = h_R2F.chunk(2, dim=-1)
     silu_up = F.silu(gate)
     grad_h = torch.empty_like(h_R2F)

@@ -6,7 +6,7 @@ For each token alone: q, k, v in R^E are three projections of its state, A = sof
 and the score of expert i is P_i = sum_j A_ij v_j. Nothing of it mixes tokens, by construction.
 
 The E x E matrix of a token is never kept: forward and backward go through the tokens in chunks that fit a cache, and
-backward makes it again from q, k, v. With g = dL/dP:
+backward makes it again from q, k, v (on CUDA a kernel does, kernels/expert_attention.py). With g = dL/dP:
     dv_j = sum_i A_ij g_i,   dS_ij = A_ij g_i (v_j - P_i),   dq_i = sum_j dS_ij k_j,   dk_j = sum_i dS_ij q_i.
 """
 
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_yuan.model.moe.kernels import usable
 from megatron_yuan.model.moe.routers.base import Router
 
 CHUNK_ELEMENTS = 2**18  # of the [chunk, E, E] matrix: 1 MiB in float32, within a core's second-level cache
@@ -28,8 +29,13 @@ class AttentionRouter(Router):
 
     def logits(self, x_TH: Tensor) -> Tensor:
         """P [T, E]."""
-        q_TE, k_TE, v_TE = F.linear(x_TH, self.weight).float().chunk(3, dim=-1)
-        return expert_attention(q_TE, k_TE, v_TE)
+        qkv = F.linear(x_TH, self.weight)
+        if usable(qkv):
+            from megatron_yuan.model.moe.kernels import expert_attention as kernel
+
+            if self.num_experts <= kernel.MOST_EXPERTS:
+                return kernel.expert_attention(qkv)
+        return expert_attention(*qkv.float().chunk(3, dim=-1))
 
 
 def expert_attention(q_TE: Tensor, k_TE: Tensor, v_TE: Tensor) -> Tensor:
