@@ -6,7 +6,7 @@ A program has the [Z, X, X] matrices of its tokens in registers and nowhere else
 alone, backward makes A again. Expert columns beyond E have no key (their scores are -inf) and no gradient.
 """
 
-# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 # What is inside @triton.jit is Triton's language, not Python's.
 
 from __future__ import annotations

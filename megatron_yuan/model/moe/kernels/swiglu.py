@@ -3,7 +3,7 @@
 Shapes: R rows, F ffn. Of each row h = (gate, up): a = silu(gate) * up * p. Arithmetic is in float32, whatever the type.
 """
 
-# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false
 # What is inside @triton.jit is Triton's language, not Python's.
 
 from __future__ import annotations
