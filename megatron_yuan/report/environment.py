@@ -38,6 +38,8 @@ VARIABLES = (
     "CUDA_",
     "CUBLAS_",
     "NVIDIA_",
+    "TRITON_",
+    "MEGATRON_YUAN_",
     "WANDB_MODE",
 )
 VARIABLES += (

@@ -18,8 +18,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from megatron_yuan.model.moe.kernels import usable
+from megatron_yuan.model.moe.kernels import kernel_for
 from megatron_yuan.model.weight_gradient import WeightGradient
 
 
@@ -37,20 +38,18 @@ def row_counts(ends_E: Tensor) -> list[int]:
 
 def activation(h_R2F: Tensor, p_R: Tensor) -> Tensor:
     """silu(gate) * up * p, [R, F]."""
-    if usable(h_R2F):
-        from megatron_yuan.model.moe.kernels import swiglu
-
-        return swiglu.activation(h_R2F, p_R)
+    kernel = kernel_for("swiglu", h_R2F)
+    if kernel is not None:
+        return kernel.activation(h_R2F, p_R)
     gate, up = h_R2F.chunk(2, dim=-1)
     return F.silu(gate).mul_(up).mul_(p_R.unsqueeze(1))
 
 
 def activation_backward(grad_RF: Tensor, h_R2F: Tensor, p_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The activation again, and the gradients by h [R, 2F] and by p [R], from the gradient by the activation."""
-    if usable(h_R2F):
-        from megatron_yuan.model.moe.kernels import swiglu
-
-        return swiglu.activation_backward(grad_RF, h_R2F, p_R)
+    kernel = kernel_for("swiglu", h_R2F)
+    if kernel is not None:
+        return kernel.activation_backward(grad_RF, h_R2F, p_R)
     gate, up = h_R2F.chunk(2, dim=-1)
     silu_up = F.silu(gate)
     grad_h = torch.empty_like(h_R2F)
@@ -76,6 +75,7 @@ class _Grouped(torch.autograd.Function):
         return F.grouped_mm(activation(h_R2F, p_R), down.transpose(1, 2), offs=ends_E)
 
     @staticmethod
+    @once_differentiable  # Triton's kernels leave nothing for a second derivative
     def backward(ctx, grad_RH: Tensor) -> tuple[Tensor | None, ...]:
         x_RH, h_R2F, p_R, gate_up, down, ends_E = ctx.saved_tensors
         a_RF, grad_h, grad_p = activation_backward(F.grouped_mm(grad_RH, down, offs=ends_E), h_R2F, p_R)

@@ -15,43 +15,74 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-MATRIX_ELEMENTS = 4096  # of a program's [Z, X, X]: what 128 threads hold at 32 registers each
-MOST_EXPERTS = 128
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_EXPERTS = 128  # a token's matrix fills the registers of 16 warps
+MOST_TOKENS = 64  # of a program
+MATRIX_ELEMENTS = 2048  # of a program's [Z, X, X], where a single token's are not more
+WARP_ELEMENTS = 512  # of it for each warp
+
+
+def unfit(qkv: Tensor) -> str | None:
+    """Why the kernel cannot take `qkv` [T, 3E]; None where it can."""
+    if qkv.shape[1] // 3 > MOST_EXPERTS:
+        return f"{qkv.shape[1] // 3} experts, and it takes at most {MOST_EXPERTS}"
+    return None if qkv.dtype in TYPES else f"{qkv.dtype}"
+
+
+def trial(device: torch.device) -> None:
+    """Run both directions on one token, so that what fails does so here."""
+    qkv = torch.zeros(1, 6, device=device)
+    _gradient(qkv, _scores(qkv), torch.zeros(1, 2, device=device)).sum().item()
 
 
 def expert_attention(qkv: Tensor) -> Tensor:
-    """P [T, E] float32 of qkv [T, 3E] (E of q, E of k, E of v in each row), of any float type."""
+    """P [T, E] float32 of qkv [T, 3E] (E of q, E of k, E of v in each row), as the projection leaves it."""
     return _ExpertAttention.apply(qkv.contiguous())
 
 
 class _ExpertAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, qkv: Tensor) -> Tensor:
-        T, E = qkv.shape[0], qkv.shape[1] // 3
-        p_TE = torch.empty(T, E, dtype=torch.float32, device=qkv.device)
-        if T:
-            _forward[_grid(T, E)](qkv, p_TE, T, E, *_blocks(E))
+        p_TE = _scores(qkv)
         ctx.save_for_backward(qkv, p_TE)
         return p_TE
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, g_TE: Tensor) -> Tensor:
         qkv, p_TE = ctx.saved_tensors
-        grad = torch.empty_like(qkv)
-        T, E = p_TE.shape
-        if T:
-            _backward[_grid(T, E)](qkv, p_TE, g_TE.contiguous(), grad, T, E, *_blocks(E))
-        return grad
+        return _gradient(qkv, p_TE, g_TE.contiguous())
 
 
-def _blocks(experts: int) -> tuple[int, int]:
+def _scores(qkv: Tensor) -> Tensor:
+    T, E = qkv.shape[0], qkv.shape[1] // 3
+    p_TE = torch.empty(T, E, dtype=torch.float32, device=qkv.device)
+    if T:
+        grid, options = _launch(T, E)
+        with torch.cuda.device_of(qkv):  # triton takes the current device, whatever the tensors' is
+            _forward[grid](qkv, p_TE, T, E, **options)
+    return p_TE
+
+
+def _gradient(qkv: Tensor, p_TE: Tensor, g_TE: Tensor) -> Tensor:
+    grad = torch.empty_like(qkv)
+    T, E = p_TE.shape
+    if T:
+        grid, options = _launch(T, E)
+        with torch.cuda.device_of(qkv):
+            _backward[grid](qkv, p_TE, g_TE, grad, T, E, **options)
+    return grad
+
+
+def _launch(tokens: int, experts: int) -> tuple[tuple[int], dict[str, int | bool]]:
     X = triton.next_power_of_2(experts)
-    return max(1, MATRIX_ELEMENTS // X**2), X
-
-
-def _grid(tokens: int, experts: int) -> tuple[int]:
-    return (triton.cdiv(tokens, _blocks(experts)[0]),)
+    Z = min(MOST_TOKENS, max(1, MATRIX_ELEMENTS // X**2))
+    warps = min(16, max(4, Z * X**2 // WARP_ELEMENTS))
+    # Without fused multiply-add q k is rounded once: fused into the subtraction of the maximum it would leave, at
+    # scores of 1e18, the product's rounding error of 1e10 in an exponent.
+    return (triton.cdiv(tokens, Z),), {"Z": Z, "X": X, "num_warps": warps, "enable_fp_fusion": False}
 
 
 @triton.jit

@@ -13,29 +13,46 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_COLUMNS = 1024  # of a row at a time
+
+
+def unfit(h_R2F: Tensor) -> str | None:
+    """Why the kernel cannot take `h`; None where it can."""
+    return None if h_R2F.dtype in TYPES else f"{h_R2F.dtype}"
+
+
+def trial(device: torch.device) -> None:
+    """Run both directions on one row, so that what fails does so here."""
+    h, p = torch.zeros(1, 4, device=device), torch.zeros(1, device=device)
+    activation_backward(activation(h, p), h, p)[1].sum().item()
 
 
 def activation(h_R2F: Tensor, p_R: Tensor) -> Tensor:
     """silu(gate) * up * p, [R, F]."""
     R, F = h_R2F.shape[0], h_R2F.shape[1] // 2
-    a_RF = torch.empty(R, F, dtype=h_R2F.dtype, device=h_R2F.device)
+    h_R2F, p_R = h_R2F.contiguous(), p_R.contiguous()
+    a_RF = h_R2F.new_empty(R, F)
     if R:
-        _forward[(R,)](h_R2F, p_R, a_RF, F, _columns(F))
+        with torch.cuda.device_of(h_R2F):  # triton takes the current device, whatever the tensors' is
+            _forward[(R,)](h_R2F, p_R, a_RF, F, **_options(F))
     return a_RF
 
 
 def activation_backward(grad_RF: Tensor, h_R2F: Tensor, p_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The activation again, and the gradients by h [R, 2F] and by p [R], from the gradient by the activation."""
     R, F = grad_RF.shape
-    a_RF, grad_h, grad_p = torch.empty_like(grad_RF), torch.empty_like(h_R2F), torch.empty_like(p_R)
+    grad_RF, h_R2F, p_R = grad_RF.contiguous(), h_R2F.contiguous(), p_R.contiguous()
+    a_RF, grad_h, grad_p = h_R2F.new_empty(R, F), torch.empty_like(h_R2F), torch.empty_like(p_R)
     if R:
-        _backward[(R,)](grad_RF.contiguous(), h_R2F, p_R, a_RF, grad_h, grad_p, F, _columns(F))
+        with torch.cuda.device_of(h_R2F):
+            _backward[(R,)](grad_RF, h_R2F, p_R, a_RF, grad_h, grad_p, F, **_options(F))
     return a_RF, grad_h, grad_p
 
 
-def _columns(ffn: int) -> int:
-    return min(MOST_COLUMNS, triton.next_power_of_2(ffn))
+def _options(ffn: int) -> dict[str, int | bool]:
+    # Said, because triton's default of fused multiply-add differs between its versions, and results with it.
+    return {"X": min(MOST_COLUMNS, triton.next_power_of_2(ffn)), "enable_fp_fusion": False}
 
 
 @triton.jit

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_yuan.model.moe.kernels import usable
+from megatron_yuan.model.moe.kernels import kernel_for
 from megatron_yuan.model.moe.routers.base import Router
 
 CHUNK_ELEMENTS = 2**18  # of the [chunk, E, E] matrix: 1 MiB in float32, within a core's second-level cache
@@ -30,11 +30,9 @@ class AttentionRouter(Router):
     def logits(self, x_TH: Tensor) -> Tensor:
         """P [T, E]."""
         qkv = F.linear(x_TH, self.weight)
-        if usable(qkv):
-            from megatron_yuan.model.moe.kernels import expert_attention as kernel
-
-            if self.num_experts <= kernel.MOST_EXPERTS:
-                return kernel.expert_attention(qkv)
+        kernel = kernel_for("expert_attention", qkv)
+        if kernel is not None:
+            return kernel.expert_attention(qkv)
         return expert_attention(*qkv.float().chunk(3, dim=-1))
 
 
