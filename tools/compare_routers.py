@@ -51,7 +51,11 @@ def main() -> None:
 
 def read_arguments() -> tuple[argparse.Namespace, list[str]]:
     """Our own flags, and those of the runs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --seed is the training program's, not short for --seeds
+    )
     parser.add_argument("--routers", required=True, help="routers to compare, by commas; the first is the reference")
     parser.add_argument("--experts", default="8", help="numbers of experts, by commas")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each, from --seed on")

@@ -62,6 +62,13 @@ def test_cells_of_other_settings_are_refused_by_name(study) -> None:
     assert run.returncode == 2 and "lr is 0.5" in run.stderr and "Traceback" not in run.stderr
 
 
+def test_the_base_seed_is_the_training_programs_own_flag(tmp_path) -> None:
+    data = write_indexed(tmp_path / "en", counting_documents(1))
+    run = compare(tmp_path, "--routers", "softmax", "--seeds", "1", "--seed", "3", "--data-path", data)
+    assert run.returncode == 0, run.stderr
+    assert [path.name for path in (tmp_path / "study" / "cells").glob("*.yaml")] == ["softmax-8experts-seed3.yaml"]
+
+
 def test_a_cell_that_fails_is_named_with_its_last_word(tmp_path) -> None:
     data = write_indexed(tmp_path / "en", counting_documents(1))
     run = compare(tmp_path, "--routers", "softmax", "--seeds", "1", "--data-path", data + "x")
