@@ -56,7 +56,7 @@ def _options(ffn: int) -> dict[str, int | bool]:
 
 
 @triton.jit
-def _forward(h, p, a, F, X: tl.constexpr):
+def _forward(h, p, a, F: tl.constexpr, X: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     weight = tl.load(p + row).to(tl.float32)
     for begin in range(0, F, X):
@@ -69,7 +69,7 @@ def _forward(h, p, a, F, X: tl.constexpr):
 
 
 @triton.jit
-def _backward(grad, h, p, a, grad_h, grad_p, F, X: tl.constexpr):
+def _backward(grad, h, p, a, grad_h, grad_p, F: tl.constexpr, X: tl.constexpr):
     # A row is one program's, so that the sum over it is in one order.
     row = tl.program_id(0).to(tl.int64)
     weight = tl.load(p + row).to(tl.float32)
