@@ -8,7 +8,8 @@ For several lengths, in whole rows and with documents apart, in evaluation and w
   are taken in another order when the number of rows (or the length of a document's bucket) changes.
 - Gradients of what leaves each part, at tokens that must not feel the others, by everything at those others: exactly 0.
 - Company. Rows in another order, or alone, give what they gave, within rounding.
-- The whole model, without mending: logits, and their gradient by the embeddings.
+- The whole model, without mending: logits, to the bit with looped experts, and their gradient by the embeddings. On the
+  fast path the experts' rounding is amplified from layer to layer, so logits are held against that (comparisons.py).
 
 Each part is judged given clean inputs (visitors.py), so a part that is named is one that leaks by itself.
 Balance losses are left out: they are sums over all tokens, and no output depends on them.

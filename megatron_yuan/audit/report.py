@@ -24,6 +24,8 @@ class Leak:
     size: float
     order: tuple[int, int]
     """How early it computes: by the layer (those outside of layers before or behind), then by the part."""
+    column: str
+    """In which column of the table: how the experts were computed, or "gradient"."""
 
     def __str__(self) -> str:
         return f"{self.name} ({self.aspect}): {self.told}, seen at {self.where}"
@@ -91,7 +93,7 @@ class Report:
         return lines
 
     def _values(self, part: str, kind: str) -> str:
-        if any(leak.part == part and leak.aspect == "values" for leak in self.leaks):
+        if any((leak.part, leak.column) == (part, kind) for leak in self.leaks):
             return "LEAK"
         cell = self.columns.get((part, kind))
         if cell is None:
@@ -99,7 +101,7 @@ class Report:
         return f"within {cell.largest:.0e}" if cell.largest else "to the bit"
 
     def _gradient(self, part: str) -> str:
-        if any(leak.part == part and leak.aspect == "gradient" for leak in self.leaks):
+        if any((leak.part, leak.column) == (part, "gradient") for leak in self.leaks):
             return "LEAK"
         return "exactly 0" if (part, "gradient") in self.columns else "-"
 
@@ -142,6 +144,7 @@ def leak_of(found: Difference, aspect: Aspect, setting: Setting, probe: Probe, s
         _told(found, aspect, setting, probe),
         found.relative,
         order_of(found.place.layer, part),
+        setting.experts if aspect == "values" else "gradient",
     )
 
 

@@ -120,3 +120,10 @@ def test_what_cannot_be_audited_is_refused_in_words() -> None:
         audit_causality(model_of(), [0])
     with pytest.raises(ConfigError, match="eod-id is 50"):
         audit_causality(model_of(), [1], eod_id=50)
+
+
+def test_rounding_that_layers_amplify_is_no_leak() -> None:
+    """Weights so large that a choice, and what follows it, hangs on the last bits."""
+    model = model_of(num_layers=6, init_method_std=2.0)
+    report = audit_causality(model, [LENGTH], experts=["grouped"])
+    assert report.clean, report.text()
