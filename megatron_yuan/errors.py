@@ -1,6 +1,6 @@
 """The errors a user can cause. Each names the setting, its value, the rule and the fix, in one or two lines.
 
-A command line prints a `YuanError` as its message alone and exits with 2; anything else is a bug and shows its
+A command line prints a `YuanError` as its message alone and exits with its code; anything else is a bug and shows its
 traceback.
 """
 
@@ -17,6 +17,8 @@ LAST_WORD_SECONDS = 3.0
 
 class YuanError(Exception):
     """Base of every error that is the user's to mend."""
+
+    exit_code = 2
 
 
 class ConfigError(YuanError, ValueError):
@@ -35,8 +37,14 @@ class ParallelError(YuanError):
     """A layout of processes that does not match the configuration."""
 
 
+class PeerError(ParallelError):
+    """Another process of the run is dead, stands still or has failed; nothing to mend, so another start may go on."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
 def run_command_line(main: Callable[[], int | None]) -> None:
-    """Run `main` as a program: a `YuanError` becomes one message on stderr and exit code 2; a bug its traceback."""
+    """Run `main` as a program: a `YuanError` becomes its message on stderr and its exit code; a bug its traceback."""
     try:
         code = main()
     except YuanError as error:
@@ -44,7 +52,7 @@ def run_command_line(main: Callable[[], int | None]) -> None:
             # All ranks find most mistakes. Once the first has said it and ended, the launcher ends the others.
             time.sleep(LAST_WORD_SECONDS)
         print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except BrokenPipeError:

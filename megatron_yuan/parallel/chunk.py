@@ -22,6 +22,7 @@ from megatron_yuan.mcore.parallel import (
     quiet,
 )
 from megatron_yuan.parallel.topology import Topology
+from megatron_yuan.parallel.watch.schedule import ScheduleBeats
 
 
 class PipelineChunk(MegatronModule):
@@ -82,6 +83,7 @@ def schedule_config(config: Config, topology: Topology) -> TransformerConfig:
             gradient_accumulation_fusion=False,
             masked_softmax_fusion=False,
             variable_seq_lengths=False,
+            timers=ScheduleBeats(topology.pulse, topology.pp_size, topology.vp_size),
         )
 
 

@@ -14,6 +14,7 @@ from megatron_yuan.config.schema import Config, ParallelConfig
 from megatron_yuan.errors import ConfigError, ParallelError
 from megatron_yuan.parallel.host_memory import keep_freed_memory
 from megatron_yuan.parallel.launcher import world_size
+from megatron_yuan.parallel.watch.pulse import Pulse
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Topology:
     device: torch.device
     pp_group: Any = field(repr=False, default=None)
     dp_group: Any = field(repr=False, default=None)
+    pulse: Pulse = field(repr=False, compare=False, default_factory=Pulse)
+    """Where this process's training thread is, for the watch."""
 
     @property
     def is_main(self) -> bool:
@@ -50,32 +53,37 @@ class Topology:
     def barrier(self) -> None:
         """Wait for every process."""
         if self.world_size > 1:
-            dist.barrier()
+            with self.pulse.waiting("barrier"):
+                dist.barrier()
 
     def gather(self, value: Any) -> list[Any]:
         """One small picklable `value` from each rank, by rank, on every rank."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        with self.pulse.waiting("gather"):
+            dist.all_gather_object(values, value)
         return values
 
     def broadcast_from_last_stage(self, tensor: torch.Tensor) -> torch.Tensor:
         """Copy `tensor` in place from the last stage to the whole pipeline; returns it."""
         if self.pp_size > 1:
-            dist.broadcast(tensor, group_src=self.pp_size - 1, group=self.pp_group)
+            with self.pulse.waiting("broadcast"):
+                dist.broadcast(tensor, group_src=self.pp_size - 1, group=self.pp_group)
         return tensor
 
     def sum_over_stages(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum `tensor` in place over the stages of this pipeline; returns it."""
         if self.pp_size > 1:
-            dist.all_reduce(tensor, group=self.pp_group)
+            with self.pulse.waiting("sum over stages"):
+                dist.all_reduce(tensor, group=self.pp_group)
         return tensor
 
     def sum_over_replicas(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum `tensor` in place over the data-parallel replicas of this stage; returns it."""
         if self.dp_size > 1:
-            dist.all_reduce(tensor, group=self.dp_group)
+            with self.pulse.waiting("sum over replicas"):
+                dist.all_reduce(tensor, group=self.dp_group)
         return tensor
 
 

@@ -1,0 +1,51 @@
+"""What the training thread says of itself, for another thread to publish: where it is, told by one assignment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+
+class Position(NamedTuple):
+    """A place in the run. Every beat makes a new one, so two beats at the same place still are two objects."""
+
+    step: int | None
+    """None until the first step: nothing there is judged by its pace."""
+    phase: str
+    microbatch: int | None
+    """Counted from 1."""
+    waits: bool
+    """For other ranks: inside a collective or an exchange between stages."""
+
+    def __str__(self) -> str:
+        """In words, as in 'step 12, forward of microbatch 2'."""
+        step = "before the first step" if self.step is None else f"step {self.step}"
+        return f"{step}, {self.phase}" + ("" if self.microbatch is None else f" of microbatch {self.microbatch}")
+
+
+class Pulse:
+    """Written by the training thread alone; any thread may read `position`, which is whole at any moment."""
+
+    def __init__(self) -> None:
+        self.position = Position(None, "start", None, False)
+        self.step: int | None = None
+        self.during = ""
+        """Before the name of a phase that several things go through, such as 'validation '."""
+
+    def beat(self, phase: str, microbatch: int | None = None, waits: bool = False) -> None:
+        """Say that `phase` begins, or that it goes on; less than a microsecond."""
+        self.position = Position(self.step, phase, microbatch, waits)
+
+    def enter_step(self, step: int) -> None:
+        """Say that the step `step` begins."""
+        self.step, self.during = step, ""
+        self.beat("begin")
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Around a collective: whoever is in here waits for others. An error leaves the position as it was in it."""
+        before = self.position
+        self.position = Position(self.step, f"{before.phase} ({what})", before.microbatch, True)
+        yield
+        self.position = before._replace()

@@ -1,0 +1,76 @@
+"""Beats from within megatron-core's schedules, which tell a `timers` object what they are about to do.
+
+Handed to megatron as the field `timers` of its config. Their timers are called forward-compute, backward-compute,
+forward-backward (a whole schedule), forward-recv and the like (exchange between stages), all-grads-sync and others
+(collectives at the end); only the first three are known by name here, all others are waits.
+"""
+
+from __future__ import annotations
+
+from megatron_yuan.parallel.watch.pulse import Pulse
+
+_PASSES = {"forward-compute": "forward", "backward-compute": "backward"}
+
+
+class ScheduleBeats:
+    """What megatron takes for its timers. Passes are counted to tell the microbatch."""
+
+    def __init__(self, pulse: Pulse, stages: int, chunks: int) -> None:
+        """`chunks`: of the model on each stage; above 1 the schedule is interleaved."""
+        self.pulse, self.stages, self.chunks = pulse, stages, chunks
+        self.counts = dict.fromkeys(_PASSES, 0)
+        self._timers: dict[str, _Schedule | _Pass | _Wait] = {}
+
+    def __call__(self, name: str, log_level: int | None = None) -> _Schedule | _Pass | _Wait:
+        """The timer `name`."""
+        timer = self._timers.get(name)
+        if timer is None:
+            kind = _Schedule if name == "forward-backward" else _Pass if name in _PASSES else _Wait
+            timer = self._timers[name] = kind(self, name)
+        return timer
+
+    def next_microbatch(self, name: str) -> int:
+        """Of the next pass `name`, from 1.
+
+        An interleaved schedule sends a group of as many microbatches as stages through one chunk, then the same
+        through the next chunk; then comes the next group.
+        """
+        count = self.counts[name]
+        self.counts[name] = count + 1
+        group, within = divmod(count, self.stages * self.chunks)
+        return 1 + (count if self.chunks == 1 else group * self.stages + within % self.stages)
+
+
+class _Schedule:
+    def __init__(self, beats: ScheduleBeats, name: str) -> None:
+        self.beats = beats
+
+    def start(self, barrier: bool = False) -> None:
+        self.beats.counts = dict.fromkeys(_PASSES, 0)
+        self.beats.pulse.beat(f"{self.beats.pulse.during}schedule")
+
+    def stop(self, barrier: bool = False) -> None:
+        pass
+
+
+class _Pass:
+    def __init__(self, beats: ScheduleBeats, name: str) -> None:
+        self.beats, self.name = beats, name
+
+    def start(self, barrier: bool = False) -> None:
+        pulse = self.beats.pulse
+        pulse.beat(pulse.during + _PASSES[self.name], self.beats.next_microbatch(self.name))
+
+    def stop(self, barrier: bool = False) -> None:
+        pass
+
+
+class _Wait:
+    def __init__(self, beats: ScheduleBeats, name: str) -> None:
+        self.pulse, self.phase = beats.pulse, name.replace("-", " ")
+
+    def start(self, barrier: bool = False) -> None:
+        self.pulse.beat(self.pulse.during + self.phase, self.pulse.position.microbatch, waits=True)
+
+    def stop(self, barrier: bool = False) -> None:
+        self.pulse.beat(self.pulse.during + self.phase, self.pulse.position.microbatch)

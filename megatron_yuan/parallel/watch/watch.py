@@ -1,0 +1,248 @@
+"""Each process's part in the watch: a thread that publishes the heartbeat, judges, and ends the process if it must.
+
+Rank 0 hears all ranks and judges them; the others hear rank 0 and judge it alone, so that its death or standstill is
+found without it. A finding is said, every rank dumps its stacks, and all end with EXIT_CODE: the training thread may
+be stuck for ever, so this thread does it. The thread makes no tensor and calls no device.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from megatron_yuan.errors import PeerError
+from megatron_yuan.log import logger
+from megatron_yuan.parallel.watch.book import Book, position_of
+from megatron_yuan.parallel.watch.contact import lost_contact
+from megatron_yuan.parallel.watch.identity import Identity
+from megatron_yuan.parallel.watch.link import Heard, Link
+from megatron_yuan.parallel.watch.pulse import Pulse
+from megatron_yuan.parallel.watch.stacks import Stacks, within
+from megatron_yuan.parallel.watch.verdict import Farewell, Finding, judge_life, judge_pace
+
+EXIT_CODE = PeerError.exit_code
+STARVED_SECONDS = 3.0  # a wait that takes so much longer than asked: this process, or the whole job, was stopped
+STACKS_SECONDS = 5.0  # for all ranks to write their stacks
+PATIENCE_SECONDS = 8.0  # of a rank whose collective failed, for the name of the culprit
+RAISE_SECONDS = 2.0  # a training thread that has not met the fault by now never will
+UNWIND_SECONDS = 15.0  # for the training thread to close what it has open
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is too long, in seconds; 0: nothing is."""
+
+    liveness: float
+    hang: float
+
+    @property
+    def beat(self) -> float:
+        """Between heartbeats."""
+        return min(1.0, self.liveness / 4) if self.liveness else 1.0
+
+
+class Watch:
+    """One rank's. A context manager: it watches from entry to exit."""
+
+    def __init__(
+        self,
+        pulse: Pulse,
+        rank: int,
+        identities: Sequence[Identity],
+        link: Link | None,
+        limits: Limits,
+        stacks: Stacks,
+        speaks: bool = True,
+    ) -> None:
+        """`link` None: watch nothing. `speaks`: this rank says what it finds, where rank 0 cannot."""
+        self.pulse = pulse
+        self.on_end: Callable[[str], object] | None = None
+        """Called in a thread of its own with the finding, before the process ends, for a few seconds at most."""
+        self._rank, self._identities, self._link = rank, identities, link
+        self._limits, self._stacks, self._speaks = limits, stacks, speaks
+        self._book = Book(dict(enumerate(identities)))
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._position, self._beats = pulse.position, 0
+        # Written by one thread, read by the other:
+        self._farewell: tuple[Farewell, str] | None = None
+        self._last_error = ""
+        self._finding: Finding | None = None
+        self._parted, self._stopping = threading.Event(), threading.Event()
+        self._found, self._concluded, self._raising = threading.Event(), threading.Event(), threading.Event()
+
+    def __enter__(self) -> Watch:
+        if self._link is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._link is None or self._found.is_set():
+            return  # the thread stays, lest the way out be blocked for ever
+        self._part("done", "")
+        self._stopping.set()
+        self._wake()
+        self._thread.join(STACKS_SECONDS)
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Around the training thread's work: a collective that fails by another's fault becomes a PeerError naming it.
+
+        Other errors are told to the other ranks, and go on as they are.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if self._link is None or self._farewell is not None:
+                raise
+            self._last_error = "".join(traceback.format_exception(error)) + "\n"
+            lost = lost_contact(error)
+            first = next(iter(str(error).splitlines()), "")
+            self._part("lost contact" if lost else "error", f"{type(error).__name__}: {first}")
+            if lost and self._found.wait(PATIENCE_SECONDS):
+                self._concluded.wait(2 * STACKS_SECONDS)
+            self._raising.set()
+            if lost and self._finding is not None:
+                raise PeerError(f"{self._finding.text}. Stacks are {self._stacks.where}.") from error
+            raise
+
+    def _part(self, farewell: Farewell, reason: str) -> None:
+        if self._farewell is None:
+            self._farewell = (farewell, reason)
+            self._wake()
+            self._parted.wait(self._limits.beat)
+
+    def _wake(self) -> None:
+        assert self._link is not None
+        with suppress(OSError):  # the thread has ended already, and closed it
+            self._link.wake()
+
+    def _run(self) -> None:
+        assert self._link is not None
+        try:
+            self._watch(self._link)
+            if self._farewell is not None and self._farewell[0] == "done":
+                self._link.send({"closing": True})
+        except BaseException:
+            logger.exception("the watch over hangs and deaths has failed; the run goes on without it")
+            self._link.send({"closing": True})
+        finally:
+            if self._limits.liveness:
+                faulthandler.cancel_dump_traceback_later()
+            self._link.close()
+
+    def _watch(self, link: Link) -> None:
+        next_beat = time.monotonic()
+        while not self._stopping.is_set():
+            now = time.monotonic()
+            if now >= next_beat:
+                self._beat(link, now)
+                next_beat = now + self._limits.beat
+            heard = link.exchange(next_beat - now)
+            after = time.monotonic()
+            if after - next_beat > STARVED_SECONDS:
+                self._book.forgive(after)
+            if not self._take(heard, after):
+                return
+            if self._farewell is not None and not self._parted.is_set():
+                self._say_farewell(link, after)
+            told, self._finding = self._finding, self._finding or self._judge(after)
+            if self._finding is not None:
+                self._conclude(link, self._finding, own=told is None)
+                return
+
+    def _beat(self, link: Link, now: float) -> None:
+        position = self.pulse.position
+        if position is not self._position:
+            self._position, self._beats = position, self._beats + 1
+        self._book.move(self._rank, self._beats, position, now)
+        self._take(link.send({"beats": self._beats, "at": position}), now)
+        if self._limits.liveness:
+            # Without this thread, as where an extension never lets go of the interpreter: stacks all the same.
+            faulthandler.dump_traceback_later(self._limits.liveness, file=sys.__stderr__ or sys.stderr)
+
+    def _say_farewell(self, link: Link, now: float) -> None:
+        assert self._farewell is not None
+        self._beat(link, now)
+        link.send({"farewell": self._farewell})
+        farewell, reason = self._farewell
+        self._book.part(self._rank, farewell, reason, now)
+        self._parted.set()
+
+    def _take(self, heard: Sequence[Heard], now: float) -> bool:
+        """Note what was heard; False where there is nothing to watch any more."""
+        for rank, message in heard:
+            if message is None:
+                self._book.lose(rank, now)
+                continue
+            self._book.hear(rank, now)
+            if "beats" in message:
+                self._book.move(rank, message["beats"], position_of(message["at"]), now)
+            elif "farewell" in message:
+                farewell, reason = message["farewell"]
+                self._book.part(rank, farewell, reason, now)
+            elif "finding" in message:
+                self._finding = Finding(message["finding"], tuple(message["frozen"]))
+            elif "closing" in message:
+                return False
+        return True
+
+    def _judge(self, now: float) -> Finding | None:
+        standings = self._book.standings(now)
+        if self._rank != 0:
+            return judge_life(standings, self._limits.liveness)
+        return judge_life(standings, self._limits.liveness) or judge_pace(standings, self._limits.hang)
+
+    def _conclude(self, link: Link, finding: Finding, own: bool) -> None:
+        """Say it, dump stacks together, and end the process, by this thread where the training thread does not."""
+        self._found.set()
+        if own and self._rank == 0:
+            link.send({"finding": finding.text, "frozen": finding.frozen})
+        if own and self._speaks:
+            self._say(f"{finding.text}. All ranks end; stacks are {self._stacks.where}.")
+        within(STACKS_SECONDS, lambda: self._stacks.dump(finding.text, self._last_error))
+        self._wait_for_stacks(link, finding, own)
+        for rank in finding.frozen:
+            if rank != self._rank and self._identities[rank].beside(self._identities[self._rank]):
+                self._identities[rank].kill()
+        if self.on_end is not None:
+            on_end = self.on_end
+            within(STACKS_SECONDS, lambda: on_end(finding.text))
+        self._concluded.set()
+        if self._raising.wait(RAISE_SECONDS):
+            time.sleep(UNWIND_SECONDS)
+        within(1.0, _flush)
+        os._exit(EXIT_CODE)
+
+    def _wait_for_stacks(self, link: Link, finding: Finding, own: bool) -> None:
+        """All ranks end together: a launcher kills the rest once the first has ended."""
+        deadline = time.monotonic() + STACKS_SECONDS
+        if self._rank != 0:
+            link.send({"stacked": True})
+            over = own  # without rank 0 there is nobody to wait for
+            while not over and time.monotonic() < deadline:
+                over = any(m is None or "end" in m for _, m in link.exchange(deadline - time.monotonic()))
+            return
+        missing = {s.rank for s in self._book.standings(0.0) if not s.gone} - {0, *finding.frozen}
+        while missing and time.monotonic() < deadline:
+            for rank, message in link.exchange(deadline - time.monotonic()):
+                if message is None or "stacked" in message:
+                    missing.discard(rank)
+        link.send({"end": True})
+
+    @staticmethod
+    def _say(text: str) -> None:
+        # The training thread may hang while it holds a lock of the logger; then without it.
+        if not within(1.0, lambda: logger.error(text)):
+            os.write(2, f"{text}\n".encode())
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
