@@ -7,7 +7,10 @@ the next save.
 from __future__ import annotations
 
 import errno
+import hashlib
+import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +21,12 @@ from torch import Tensor
 
 from megatron_yuan.checkpoint import layout, store
 from megatron_yuan.checkpoint.manifest import FileRecord, Manifest
-from megatron_yuan.checkpoint.state import RunState
-from megatron_yuan.checkpoint.store import Pieces, TensorSpec
+from megatron_yuan.checkpoint.store import Count, Pieces
 from megatron_yuan.errors import CheckpointError
 
+log = logging.getLogger(__name__)
+
+_RECORD = re.compile(r"part-(\d+)\.json")
 _PER_FILE = 64 << 10  # bytes allowed for each file's header and the file system's own needs
 
 
@@ -53,9 +58,8 @@ def space_needed(tensor_bytes: int, files: int) -> int:
     return tensor_bytes + files * _PER_FILE + (1 << 20)
 
 
-def begin(pending: Pending, run_state: RunState, config_text: str, tokenizer: Path | None) -> dict[str, FileRecord]:
-    """Make the temporary folder with the small files, by one rank; checks first that all will fit on the disk."""
-    state_text = run_state.to_json()
+def begin(pending: Pending) -> None:
+    """Make the temporary folder, by one rank; checks first that all will fit on the disk."""
     with explained(pending):
         pending.folder.mkdir(parents=True, exist_ok=True)
         layout.remove_leftovers(pending.folder)
@@ -64,48 +68,93 @@ def begin(pending: Pending, run_state: RunState, config_text: str, tokenizer: Pa
         try:
             for kind in ("model", "optimizer"):
                 (pending.path / kind).mkdir(parents=True)
-            small = {layout.RUN_STATE: state_text.encode(), layout.CONFIG: config_text.encode()}
-            if tokenizer is not None:
-                small[layout.TOKENIZER] = tokenizer.read_bytes()
-            for name, content in small.items():
-                layout.write_durably(pending.path / name, content)
-            return {
-                name: FileRecord(len(content), store.sha256_of(pending.path / name)) for name, content in small.items()
-            }
         except BaseException:
             abandon(pending)
             raise
 
 
-def write_file(pending: Pending, file: str, tensors: Mapping[str, Tensor | Pieces]) -> FileRecord:
-    """Write one file of tensors into the temporary folder."""
+def write_small(
+    pending: Pending, state_text: str, config_text: str, tokenizer: Path | None
+) -> dict[str, tuple[int, str]]:
+    """Write the small files into the temporary folder, by one rank; returns size and sha256 of each."""
+    with explained(pending):
+        small = {layout.RUN_STATE: state_text.encode(), layout.CONFIG: config_text.encode()}
+        if tokenizer is not None:
+            small[layout.TOKENIZER] = tokenizer.read_bytes()
+        for name, content in small.items():
+            layout.write_durably(pending.path / name, content)
+        return {name: (len(content), hashlib.sha256(content).hexdigest()) for name, content in small.items()}
+
+
+def write_file(
+    pending: Pending, file: str, tensors: Mapping[str, Tensor | Pieces], count: Count | None = None
+) -> tuple[int, str]:
+    """Write one file of tensors into the temporary folder; returns its size and sha256."""
     with explained(pending):
         if not pending.path.is_dir():
             raise CheckpointError(
                 f"{pending.path} cannot be seen from the host {os.uname().nodename}: "
                 "--save must name a folder that all hosts share"
             )
-        size, sha256 = store.write_tensors(pending.path / file, tensors)
-    return FileRecord(size, sha256, {name: TensorSpec.of(tensor) for name, tensor in tensors.items()})
+        return store.write_tensors(pending.path / file, tensors, count=count)
 
 
-def finish(pending: Pending, files: Mapping[str, FileRecord], retain: int | None) -> Path:
+def leave_record(pending: Pending, rank: int, text: str) -> None:
+    """Tell the main rank's writer that this rank's files are durable; `text` says which they are."""
+    with explained(pending):
+        path = pending.path / f"part-{rank}.json"
+        path.with_suffix(".tmp").write_text(text)
+        os.replace(path.with_suffix(".tmp"), path)
+
+
+def records_left(pending: Pending) -> set[int]:
+    """The ranks whose records are there."""
+    with explained(pending):
+        # A listing, since a shared file system may go on for long to say of a name that it is missing.
+        return {int(match[1]) for name in os.listdir(pending.path) if (match := _RECORD.fullmatch(name))}
+
+
+def take_record(pending: Pending, rank: int) -> tuple[str, str]:
+    """Text and path of a rank's record, which is then gone: a checkpoint has no such file."""
+    with explained(pending):
+        path = pending.path / f"part-{rank}.json"
+        text = path.read_text()
+        path.unlink()
+        return text, str(path)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints are kept; see `layout.retain`."""
+
+    count: int | None = None
+    interval: int | None = None
+
+
+KEEP_ALL = Retention()
+
+
+def finish(pending: Pending, files: Mapping[str, FileRecord], retention: Retention = KEEP_ALL) -> Path:
     """Manifest, rename, `latest`, retention, by one rank, when all files are written; returns the checkpoint's path."""
     with explained(pending):
         manifest = Manifest(pending.step, dict(files))
         layout.write_durably(pending.path / layout.MANIFEST, manifest.to_json())
         for folder in (pending.path / "model", pending.path / "optimizer", pending.path):
             layout.sync_folder(folder)
+        layout.sync_folder(pending.folder.parent)
         _take_name(pending)
         layout.write_latest(pending.folder, pending.step)
-    layout.retain(pending.folder, pending.step, retain)
+    layout.retain(pending.folder, pending.step, retention.count, retention.interval)
     return pending.final
 
 
 def abandon(pending: Pending) -> None:
-    """Delete the temporary folder, if it is there."""
+    """Delete the temporary folder, if it is there; what cannot be deleted is left to the next save."""
     if pending.path.is_dir():
-        shutil.rmtree(pending.path)
+        try:
+            shutil.rmtree(pending.path)
+        except OSError as error:
+            log.warning("cannot delete the unfinished %s: %s", pending.path, error)
 
 
 @contextmanager

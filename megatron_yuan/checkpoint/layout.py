@@ -7,6 +7,7 @@ RUN/checkpoints/iter_0000100/manifest.json          size and sha256 of all that 
                              optimizer/ the same three kinds
 RUN/checkpoints/iter_0000100.tmp-1a2b3c4d           being written, or left by a run that was killed
 RUN/checkpoints/iter_0000100.old-1a2b3c4d           on its way out while a new save of the same step takes its name
+RUN/checkpoints/iter_0000100.damaged-1a2b3c4d       found damaged and set aside; nothing deletes it
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _FILE = re.compile(
 _FOLDER = re.compile(r"iter_(\d{7,15})")
 _REPLACED = re.compile(r"(iter_\d{7,15})\.old-[0-9a-f]+")
 _UNFINISHED = re.compile(r"iter_\d{7,15}\.tmp-[0-9a-f]+")
+_DAMAGED = re.compile(r"iter_\d{7,15}\.damaged-[0-9a-f]+")
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +92,11 @@ def list_checkpoints(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def list_damaged(folder: Path) -> list[str]:
+    """Names of the checkpoints in a checkpoints folder that were found damaged and set aside."""
+    return sorted(filter(_DAMAGED.fullmatch, os.listdir(folder))) if folder.is_dir() else []
+
+
 def read_latest(folder: Path) -> int | None:
     """The step that `latest` names; None where there is no such file. What else it may say is a CheckpointError."""
     try:
@@ -143,16 +150,20 @@ def discard(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def retain(folder: Path, step: int, count: int | None) -> None:
-    """Keep the `count` newest checkpoints up to and with `step`, the one just saved; None keeps all.
+def retain(folder: Path, step: int, count: int | None, interval: int | None = None) -> None:
+    """Keep the `count` newest checkpoints up to and with `step`, the one just saved, and all of every `interval`-th
+    step; delete the rest. Without `count` all are kept, or, where there is an `interval`, those and the newest.
 
     Later ones, of a run that was since taken back to an earlier step, are not touched: the run replaces them as it
     reaches their steps. One that cannot be deleted is warned of: the save itself has succeeded.
     """
-    if count is None:
+    if count is None and interval is None:
         return
-    older = [path for at, path in list_checkpoints(folder).items() if at < step]
-    for path in older[: max(0, len(older) - (max(count, 1) - 1))]:
+    older = {at: path for at, path in list_checkpoints(folder).items() if at < step}
+    newest = sorted(older)[len(older) - min(len(older), (count or 1) - 1) :]
+    for at, path in older.items():
+        if at in newest or (interval and at % interval == 0):
+            continue
         try:
             discard(path)
         except OSError as error:
@@ -169,6 +180,7 @@ def remove_leftovers(folder: Path) -> None:
         elif replaced:
             discard(path)
         elif _UNFINISHED.fullmatch(name) and not path.is_symlink():
+            log.warning("removing %s, left unfinished by a process that was cut off", path)
             shutil.rmtree(path)
         elif name.startswith(f"{LATEST}.tmp-"):
             path.unlink()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_yuan.checkpoint import layout, strict_json
+from megatron_yuan.checkpoint.damage import DamagedError
 from megatron_yuan.checkpoint.store import TensorSpec
 from megatron_yuan.errors import CheckpointError
 
@@ -44,7 +45,7 @@ class Manifest:
             files[path] = {"size": record.size, "sha256": record.sha256}
             if record.tensors:
                 files[path]["tensors"] = {name: spec.to_json() for name, spec in sorted(record.tensors.items())}
-        content = {"step": self.step, "files": files}
+        content = {"version": VERSION, "step": self.step, "files": files}
         return strict_json.readable(
             {"format": FORMAT, "version": VERSION, "sha256": _hash(content), "content": content}
         )
@@ -53,14 +54,14 @@ class Manifest:
     def from_json(cls, text: str | bytes, source: str) -> Manifest:
         """The inverse, for text of unknown origin: any oddity is a CheckpointError, a newer version first of all."""
         outer = strict_json.parse(text, source)
-        version = outer.get("version")
+        version, content = outer.get("version"), outer.get("content")
         if outer.get("format") != FORMAT or not isinstance(version, int):
-            raise CheckpointError(f"{source} is not the manifest of a {FORMAT}")
-        if version > VERSION:
+            raise DamagedError(f"{source} is not the manifest of a {FORMAT}")
+        whole = isinstance(content, dict) and content.get("version", version) == version
+        if version > VERSION and whole:
             raise CheckpointError(f"{source} has format version {version}, newer than {VERSION}: upgrade megatron-yuan")
-        content = outer.get("content")
-        if not isinstance(content, dict) or outer.get("sha256") != _hash(content):
-            raise CheckpointError(f"{source} is damaged: it does not agree with its own sha256")
+        if not isinstance(content, dict) or not whole or outer.get("sha256") != _hash(content):
+            raise DamagedError(f"{source} is damaged: it does not agree with its own sha256")
         step, files = content.get("step"), content.get("files")
         if not isinstance(step, int) or not strict_json.is_count(step) or not isinstance(files, dict):
             raise CheckpointError(f"{source} has no step or no files")

@@ -1,20 +1,24 @@
-"""Save: every tensor is written once, by one replica of the one stage that owns it, in one file with its layer's."""
+"""What a save consists of: every tensor is written once, by one replica of the one stage that owns it, in one file with
+its layer's. `agree` with all ranks, `write_part` on each, `finish` on the main one; `saver.py` puts them in order.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from megatron_yuan.checkpoint import commit, layout, store
+from megatron_yuan.checkpoint import commit, layout, store, strict_json
 from megatron_yuan.checkpoint.agreement import Ranks, together
-from megatron_yuan.checkpoint.commit import Pending
+from megatron_yuan.checkpoint.commit import Pending, Retention
 from megatron_yuan.checkpoint.manifest import FileRecord
 from megatron_yuan.checkpoint.state import RunState
 from megatron_yuan.checkpoint.store import Pieces, TensorSpec
+from megatron_yuan.checkpoint.work import Progress, on_threads
 from megatron_yuan.errors import CheckpointError
 
 Files = dict[str, dict[str, Tensor]]  # file -> name in the file -> tensor
@@ -38,18 +42,63 @@ class Plan:
     """File -> rank that writes it."""
     shared: dict[str, list[int]]
     """Weight file held by several stages (a tied embedding) -> one rank of each; their values must agree."""
-    tensor_bytes: int
+    specs: dict[str, dict[str, TensorSpec]]
+    """File -> its tensors."""
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Of all files."""
+        return sum(map(_nbytes, self.specs.values()))
+
+
+@dataclass(frozen=True)
+class Order:
+    """A save that all ranks have agreed on, with this rank's share of it."""
+
+    plan: Plan
+    pending: Pending
+    rank: int
+    held: Files
+    """The tensors of the files that this rank writes or compares, largest files first."""
+    state_text: str
+    config_text: str
+    tokenizer: Path | None
+
+    @property
+    def what(self) -> str:
+        """For errors."""
+        return f"saving the checkpoint of step {self.pending.step}"
+
+    @property
+    def own(self) -> Files:
+        """The files that this rank writes."""
+        return {file: tensors for file, tensors in self.held.items() if self.plan.writer[file] == self.rank}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of tensors that this rank writes."""
+        return sum(_nbytes(self.plan.specs[file]) for file in self.own)
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one rank has done: the files it wrote, and the hashes of its copies of shared files' tensors."""
+    """What one rank has done: size and sha256 of each file it wrote, hashes of its copies of shared files' tensors."""
 
-    records: dict[str, FileRecord]
+    written: dict[str, tuple[int, str]]
     digests: dict[str, dict[str, str]]
 
+    def to_json(self) -> str:
+        """As text, to be left for the main rank."""
+        return strict_json.canonical({"written": self.written, "digests": self.digests})
 
-def save_checkpoint(
+    @classmethod
+    def from_json(cls, text: str, source: str) -> Part:
+        """The inverse, for a text that another rank has left a moment ago."""
+        values = strict_json.parse(text, source)
+        return cls({file: (size, sha256) for file, (size, sha256) in values["written"].items()}, values["digests"])
+
+
+def agree(
     run_folder: Path,
     ranks: Ranks,
     run_state: RunState,
@@ -57,42 +106,67 @@ def save_checkpoint(
     optimizer: Mapping[str, Mapping[str, Tensor]],
     config_text: str,
     tokenizer: Path | None = None,
-    retain: int | None = None,
-) -> Path:
-    """Write RUN/checkpoints/iter_STEP from all ranks together; returns its path once `latest` durably names it.
-
-    weights: this rank's parameters by global name. optimizer: by name, then slot (master, exp_avg, exp_avg_sq), {} for
-    weights alone; `master` is left out where the weights are fp32 themselves. Every replica of a stage passes the
-    same. A tensor that two stages hold (the tied embedding) is written by the lower; where both pass it, both copies
-    are compared. `retain` keeps that many of the newest checkpoints, None all.
-    Any rank's failure is a CheckpointError on all; then nothing of this checkpoint remains, and others are intact.
-    """
+) -> Order:
+    """Share the writing out among all ranks and make the folder for it; see `save_checkpoint` for the arguments."""
     what = f"saving the checkpoint of step {run_state.step}"
     held: Files = {}
 
-    def offer() -> Offer:
+    def offer() -> tuple[Offer, str]:
         held.update(by_file(weights, optimizer))
         specs = {file: {name: TensorSpec.of(each) for name, each in tensors.items()} for file, tensors in held.items()}
-        return Offer(ranks.pp_rank, ranks.dp_rank, specs, layout.new_token())
+        return Offer(ranks.pp_rank, ranks.dp_rank, specs, layout.new_token()), run_state.to_json()
 
-    offers = together(ranks, what, offer)
+    offers = [offer for offer, _ in together(ranks, what, offer)]
     plan = make_plan(offers)
     needed = commit.space_needed(plan.tensor_bytes, len(plan.writer))
     pending = Pending(layout.checkpoints_folder(run_folder), run_state.step, offers[0].token, needed)
-    main = ranks.rank == 0
-    try:
-        small = together(
-            ranks,
-            what,
-            lambda: commit.begin(pending, run_state, config_text, tokenizer) if main else dict[str, FileRecord](),
-        )[0]
-        parts = together(ranks, what, lambda: _write_part(pending, plan, held, ranks.rank))
-        together(ranks, what, lambda: _finish(pending, plan, small, parts, retain) if main else None)
-    except BaseException:
-        if main:
-            commit.abandon(pending)
-        raise
-    return pending.final
+    together(ranks, what, lambda: commit.begin(pending) if ranks.rank == 0 else None)
+    mine = [file for file, writer in plan.writer.items() if writer == ranks.rank]
+    mine += [file for file, holders in plan.shared.items() if ranks.rank in holders and file not in mine]
+    mine.sort(key=lambda file: (-_nbytes(plan.specs[file]), file))
+    share = {file: held[file] for file in mine}
+    return Order(plan, pending, ranks.rank, share, run_state.to_json(), config_text, tokenizer)
+
+
+def write_part(order: Order, progress: Progress) -> Part:
+    """Do this rank's share of the writing, several files at once; nothing is left but to `finish`."""
+    written: dict[str, tuple[int, str]] = {}
+    digests: dict[str, dict[str, str]] = {}
+
+    def write_small() -> None:
+        written.update(commit.write_small(order.pending, order.state_text, order.config_text, order.tokenizer))
+
+    def write(file: str, tensors: Mapping[str, Tensor]) -> None:
+        written[file] = commit.write_file(order.pending, file, tensors, progress.count)
+
+    def compare(file: str, tensors: Mapping[str, Tensor]) -> None:
+        digests[file] = {name: _digest(tensor) for name, tensor in tensors.items()}
+
+    work: dict[str, Callable[[], None]] = {"small": write_small} if order.rank == 0 else {}
+    for file, tensors in order.held.items():
+        if order.plan.writer[file] == order.rank:
+            work[file] = partial(write, file, tensors)
+        if order.rank in order.plan.shared.get(file, ()):
+            work[f"compare {file}"] = partial(compare, file, tensors)
+    on_threads(work, progress)
+    return Part(written, digests)
+
+
+def finish(order: Order, parts: Sequence[Part], retention: Retention) -> Path:
+    """On the main rank, with all ranks' parts in their order: see that stages agree on what they share, then commit."""
+    for file, holders in order.plan.shared.items():
+        first = parts[holders[0]].digests[file]
+        for rank in holders[1:]:
+            for name, digest in parts[rank].digests[file].items():
+                if digest != first[name]:
+                    raise CheckpointError(
+                        f"{name} has other values on rank {rank} than on rank {holders[0]}, which should share it: "
+                        "the run has gone wrong, go back to the last checkpoint"
+                    )
+    written = {file: found for part in parts for file, found in part.written.items()}
+    assert written.keys() >= order.plan.writer.keys()
+    records = {file: FileRecord(*found, order.plan.specs.get(file, {})) for file, found in written.items()}
+    return commit.finish(order.pending, records, retention)
 
 
 def save_in_pieces(
@@ -109,12 +183,16 @@ def save_in_pieces(
     back in a later piece is an error. A tensor may come as `store.Pieces`, made while it is written. `tensor_bytes` is
     the sum over all pieces, for the check of free space.
     """
-    token, records = layout.new_token(), dict[str, FileRecord]()
     pending = Pending(
-        layout.checkpoints_folder(run_folder), run_state.step, token, commit.space_needed(tensor_bytes, files=1000)
+        layout.checkpoints_folder(run_folder),
+        run_state.step,
+        layout.new_token(),
+        commit.space_needed(tensor_bytes, files=1000),
     )
-    small = commit.begin(pending, run_state, config_text, tokenizer)
+    commit.begin(pending)
     try:
+        small = commit.write_small(pending, run_state.to_json(), config_text, tokenizer)
+        records = {file: FileRecord(*found) for file, found in small.items()}
         for piece in pieces:
             files: dict[str, dict[str, Tensor | Pieces]] = {}
             for name, tensor in piece.items():
@@ -122,8 +200,9 @@ def save_in_pieces(
             for file, tensors in files.items():
                 if file in records:
                     raise ValueError(f"{file} came in two pieces")
-                records[file] = commit.write_file(pending, file, tensors)
-        return commit.finish(pending, {**small, **records}, retain=None)
+                specs = {name: TensorSpec.of(tensor) for name, tensor in tensors.items()}
+                records[file] = FileRecord(*commit.write_file(pending, file, tensors), specs)
+        return commit.finish(pending, records)
     except BaseException:
         commit.abandon(pending)
         raise
@@ -161,20 +240,11 @@ def make_plan(offers: list[Offer]) -> Plan:
             if offers[holders[file][0]].files[file] != files[file]:
                 raise CheckpointError(f"ranks {holders[file][0]} and {members[0]} hold different tensors of {file}")
     shared = {file: held for file, held in holders.items() if len(held) > 1 and file.startswith("model/")}
-    return Plan(writer, shared, sum(_nbytes(offers[rank].files[file]) for file, rank in writer.items()))
+    return Plan(writer, shared, {file: offers[rank].files[file] for file, rank in writer.items()})
 
 
 def _nbytes(specs: Mapping[str, TensorSpec]) -> int:
     return sum(spec.nbytes for spec in specs.values())
-
-
-def _write_part(pending: Pending, plan: Plan, held: Files, rank: int) -> Part:
-    """This rank's share of the writing."""
-    own = [file for file, writer in plan.writer.items() if writer == rank]
-    records = {file: commit.write_file(pending, file, held[file]) for file in own}
-    compared = [file for file, holders in plan.shared.items() if rank in holders]
-    digests = {file: {name: _digest(tensor) for name, tensor in held[file].items()} for file in compared}
-    return Part(records, digests)
 
 
 def _digest(tensor: Tensor) -> str:
@@ -182,19 +252,3 @@ def _digest(tensor: Tensor) -> str:
     for chunk in store.chunks(tensor):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _finish(pending: Pending, plan: Plan, small: dict[str, FileRecord], parts: list[Part], retain: int | None) -> None:
-    """On the main rank: see that stages agree on what they share, then commit."""
-    for file, holders in plan.shared.items():
-        first = parts[holders[0]].digests[file]
-        for rank in holders[1:]:
-            for name, digest in parts[rank].digests[file].items():
-                if digest != first[name]:
-                    raise CheckpointError(
-                        f"{name} has other values on rank {rank} than on rank {holders[0]}, which should share it: "
-                        "the run has gone wrong, go back to the last checkpoint"
-                    )
-    records = {file: record for part in parts for file, record in part.records.items()}
-    assert records.keys() == plan.writer.keys()
-    commit.finish(pending, {**small, **records}, retain)

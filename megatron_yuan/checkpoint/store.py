@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from megatron_yuan.checkpoint import strict_json
+from megatron_yuan.checkpoint.damage import DamagedError
 from megatron_yuan.errors import CheckpointError
 
 DTYPES = {
@@ -39,6 +40,10 @@ DTYPES = {
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _CHUNK = 4 << 20  # bytes at a time: stays in the cache between read, hash and copy; a multiple of every item size
 _MAX_HEADER = 100 << 20  # the safetensors package's own limit
+_KICK = 32 << 20  # bytes after which the disk is told to begin, rather than idle until the fsync
+
+Count = Callable[[int], None]
+"""Told of every so many bytes that are done; may raise, to break off."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,10 @@ class Pieces:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor | Pieces], metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, Tensor | Pieces],
+    metadata: Mapping[str, str] | None = None,
+    count: Count | None = None,
 ) -> tuple[int, str]:
     """Write a new file and wait until the disk has it; returns its size and sha256 (hex). OSError where it cannot.
 
@@ -99,18 +107,35 @@ def write_tensors(
         header[name] = {"dtype": _CODES[spec.dtype], "shape": list(spec.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
     with open(path, "xb") as file:
-        for content in (len(text).to_bytes(8, "little"), text):
-            digest.update(content)
-            file.write(content)
+        output = _HashedOutput(file, count)
+        output.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             for chunk in chunks(tensors[name]):
-                digest.update(chunk)
-                file.write(chunk)
+                output.write(chunk)
         file.flush()
         os.fsync(file.fileno())
-    return 8 + len(text) + end, digest.hexdigest()
+    return output.size, output.digest.hexdigest()
+
+
+class _HashedOutput:
+    """A file being written: hashed, counted, and passed on to the disk as it grows."""
+
+    def __init__(self, file: BinaryIO, count: Count | None) -> None:
+        self.file, self.count = file, count
+        self.digest, self.size, self.kicked = hashlib.sha256(), 0, 0
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        self.digest.update(chunk)
+        self.file.write(chunk)
+        self.size += len(chunk)
+        if self.count is not None:
+            self.count(len(chunk))
+        if self.size - self.kicked >= _KICK and hasattr(os, "posix_fadvise"):
+            # Linux begins to write a range out when told that it will not be needed, and does not wait for it.
+            self.file.flush()
+            os.posix_fadvise(self.file.fileno(), self.kicked, self.size - self.kicked, os.POSIX_FADV_DONTNEED)
+            self.kicked = self.size
 
 
 def chunks(tensor: Tensor | Pieces) -> Iterator[memoryview]:
@@ -131,42 +156,39 @@ def chunks(tensor: Tensor | Pieces) -> Iterator[memoryview]:
 def read_specs(path: Path) -> dict[str, TensorSpec]:
     """Types and shapes of the tensors in a file, in the file's order; its header is checked, its values are not."""
     with _open(path) as file:
-        return _read_header(file, path, hashlib.sha256())
+        return _read_header(_HashedInput(file, path, False, None))
 
 
-def read_tensors(path: Path, into: Mapping[str, Tensor], sha256: str | None = None) -> None:
+def read_tensors(path: Path, into: Mapping[str, Tensor], sha256: str | None = None, count: Count | None = None) -> None:
     """Copy tensors of the file into tensors of the same names and shapes, in place, casting to their types and devices.
 
     With `sha256` the file's hash is taken on the way and compared at the end. A file that is missing, cut short, of
     other shapes or (hash) damaged is a CheckpointError naming it; the tensors of `into` are then undefined.
     """
-    digest = hashlib.sha256()
-    scratch = torch.empty(_CHUNK, dtype=torch.uint8)
     with _open(path) as file, torch.no_grad():
-        specs = _read_header(file, path, digest if sha256 else None)
+        source = _HashedInput(file, path, sha256 is not None, count)
+        specs = _read_header(source)
         for name, target in into.items():
             if name not in specs or specs[name].shape != tuple(target.shape):
                 found = list(specs[name].shape) if name in specs else "nothing"
                 raise CheckpointError(f"{path} holds {found} under {name}, wanted {list(target.shape)}")
         for name, spec in specs.items():
             if name in into:
-                _fill(into[name], spec, file, path, scratch, digest if sha256 else None)
+                _fill(into[name], spec, source)
             elif sha256:
-                for _ in _read_chunks(file, spec.nbytes, path, scratch, digest):
-                    pass
+                source.pass_over(spec.nbytes)
             else:
                 file.seek(spec.nbytes, os.SEEK_CUR)
-    if sha256 and digest.hexdigest() != sha256:
-        raise CheckpointError(f"{path} is damaged: its sha256 is not the one that was recorded when it was written")
+    if sha256 and source.digest.hexdigest() != sha256:
+        raise DamagedError(f"{path} is damaged: its sha256 is not the one that was recorded when it was written")
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Path, count: Count | None = None) -> str:
     """Hash of a file's bytes, in hex."""
-    scratch, digest = torch.empty(_CHUNK, dtype=torch.uint8), hashlib.sha256()
     with _open(path) as file:
-        for _ in _read_chunks(file, os.fstat(file.fileno()).st_size, path, scratch, digest):
-            pass
-    return digest.hexdigest()
+        source = _HashedInput(file, path, True, count)
+        source.pass_over(os.fstat(file.fileno()).st_size)
+    return source.digest.hexdigest()
 
 
 def _open(path: Path) -> BinaryIO:
@@ -174,7 +196,7 @@ def _open(path: Path) -> BinaryIO:
     try:
         file = open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
+        raise DamagedError(f"{path} is missing") from None
     except OSError as error:
         raise CheckpointError(f"cannot open {path}: {error.strerror}") from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -183,63 +205,75 @@ def _open(path: Path) -> BinaryIO:
     return file  # type: ignore[return-value]
 
 
-def _fill(
-    target: Tensor, spec: TensorSpec, file: BinaryIO, path: Path, scratch: Tensor, digest: hashlib._Hash | None
-) -> None:
-    """Copy one tensor from the file's position into `target`."""
+class _HashedInput:
+    """A file being read from its beginning: hashed where that is asked for, and counted."""
+
+    def __init__(self, file: BinaryIO, path: Path, hashed: bool, count: Count | None) -> None:
+        self.file, self.path, self.count = file, path, count
+        self.digest, self.hashed = hashlib.sha256(), hashed
+        self.scratch: Tensor | None = None
+
+    def fill(self, memory: memoryview) -> None:
+        """Read exactly as much as `memory` holds."""
+        filled = 0
+        while filled < len(memory):
+            try:
+                got = self.file.readinto(memory[filled : filled + _CHUNK])  # type: ignore[attr-defined]
+            except OSError as error:
+                raise CheckpointError(f"cannot read {self.path}: {error.strerror}") from None
+            if not got:
+                raise DamagedError(f"{self.path} is truncated: it ends before its last tensor")
+            if self.hashed:
+                self.digest.update(memory[filled : filled + got])
+            if self.count is not None:
+                self.count(got)
+            filled += got
+
+    def chunks(self, nbytes: int) -> Iterator[Tensor]:
+        """The next `nbytes` of the file, each time in the same memory."""
+        if self.scratch is None:
+            self.scratch = torch.empty(_CHUNK, dtype=torch.uint8)
+        while nbytes > 0:
+            chunk = self.scratch[: min(nbytes, _CHUNK)]
+            self.fill(chunk.numpy().data)
+            yield chunk
+            nbytes -= len(chunk)
+
+    def pass_over(self, nbytes: int) -> None:
+        """Read and drop."""
+        for _ in self.chunks(nbytes):
+            pass
+
+
+def _fill(target: Tensor, spec: TensorSpec, source: _HashedInput) -> None:
+    """Copy one tensor from the file's position into `target`: straight into its memory where that takes it as it is."""
     whole = target if target.is_contiguous() else torch.empty_like(target, memory_format=torch.contiguous_format)
     flat, begin = whole.detach().view(-1), 0
-    for chunk in _read_chunks(file, spec.nbytes, path, scratch, digest):
-        values = chunk.view(spec.dtype)
-        flat[begin : begin + values.numel()].copy_(values)
-        begin += values.numel()
+    if whole.dtype == spec.dtype and whole.device.type == "cpu":
+        source.fill(flat.view(torch.uint8).numpy().data)
+    else:
+        for chunk in source.chunks(spec.nbytes):
+            values = chunk.view(spec.dtype)
+            flat[begin : begin + values.numel()].copy_(values)
+            begin += values.numel()
     if whole is not target:
         target.detach().copy_(whole)
 
 
-def _read_chunks(
-    file: BinaryIO, nbytes: int, path: Path, scratch: Tensor, digest: hashlib._Hash | None
-) -> Iterator[Tensor]:
-    """The next `nbytes` of the file, each time in `scratch`, hashed."""
-    memory = scratch.numpy().data
-    while nbytes > 0:
-        size = min(nbytes, len(memory))
-        _read_exactly(file, memory[:size], path)
-        if digest is not None:
-            digest.update(memory[:size])
-        yield scratch[:size]
-        nbytes -= size
-
-
-def _read_exactly(file: BinaryIO, memory: memoryview, path: Path) -> None:
-    filled = 0
-    while filled < len(memory):
-        try:
-            count = file.readinto(memory[filled:])  # type: ignore[attr-defined]
-        except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-        if not count:
-            raise CheckpointError(f"{path} is truncated: it ends before its last tensor")
-        filled += count
-
-
-def _read_header(file: BinaryIO, path: Path, digest: hashlib._Hash | None) -> dict[str, TensorSpec]:
+def _read_header(source: _HashedInput) -> dict[str, TensorSpec]:
     """Read and check the header; the file's position is then that of the first tensor's bytes."""
-    size = os.fstat(file.fileno()).st_size
+    path, size = source.path, os.fstat(source.file.fileno()).st_size
     if size < 8:
-        raise CheckpointError(f"{path} is truncated: {size} bytes are no safetensors file")
+        raise DamagedError(f"{path} is truncated: {size} bytes are no safetensors file")
     prefix = bytearray(8)
-    _read_exactly(file, memoryview(prefix), path)
+    source.fill(memoryview(prefix))
     length = int.from_bytes(prefix, "little")
     if length > _MAX_HEADER:
-        raise CheckpointError(f"{path} is not a safetensors file: it begins with {bytes(prefix)!r}")
+        raise DamagedError(f"{path} is not a safetensors file: it begins with {bytes(prefix)!r}")
     if 8 + length > size:
-        raise CheckpointError(f"{path} is truncated: {size} bytes, of which the header alone should take {8 + length}")
+        raise DamagedError(f"{path} is truncated: {size} bytes, of which the header alone should take {8 + length}")
     text = bytearray(length)
-    _read_exactly(file, memoryview(text), path)
-    if digest is not None:
-        digest.update(prefix)
-        digest.update(text)
+    source.fill(memoryview(text))
     return _parse_header(bytes(text), size - 8 - length, path)
 
 
@@ -252,22 +286,20 @@ def _parse_header(text: bytes, room: int, path: Path) -> dict[str, TensorSpec]:
         source = f"{path}, tensor {name[:200]!r},"
         offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
         if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(strict_json.is_count, offsets))):
-            raise CheckpointError(f"{source} has no valid data_offsets")
+            raise DamagedError(f"{source} has no valid data_offsets")
         spec = TensorSpec.from_json(entry.get("dtype"), entry.get("shape"), source)
         if spec.nbytes != offsets[1] - offsets[0]:
-            raise CheckpointError(
-                f"{source} of shape {list(spec.shape)} does not fit its {offsets[1] - offsets[0]} bytes"
-            )
+            raise DamagedError(f"{source} of shape {list(spec.shape)} does not fit its {offsets[1] - offsets[0]} bytes")
         places.append((offsets[0], offsets[1], name, spec))
     places.sort(key=lambda place: place[:2])
     position = 0
     for begin, end, name, _ in places:
         if begin != position:
-            raise CheckpointError(
+            raise DamagedError(
                 f"{path}, tensor {name[:200]!r}, leaves a gap or overlaps another: the header is damaged"
             )
         position = end
     if position != room:
         state = "is truncated" if position > room else "has bytes that belong to no tensor"
-        raise CheckpointError(f"{path} {state}: its header describes {position} bytes of tensors, it has {room}")
+        raise DamagedError(f"{path} {state}: its header describes {position} bytes of tensors, it has {room}")
     return {name: spec for _, _, name, spec in places}

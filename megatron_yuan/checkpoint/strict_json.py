@@ -6,17 +6,17 @@ import json
 import math
 from typing import Any, NoReturn
 
-from megatron_yuan.errors import CheckpointError
+from megatron_yuan.checkpoint.damage import DamagedError
 
 
 def parse(text: str | bytes, source: str) -> dict[str, Any]:
-    """The JSON object in `text`; `source` names it in the `CheckpointError` that anything else becomes."""
+    """The JSON object in `text`; `source` names it in the `DamagedError` that anything else becomes."""
     try:
         value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise CheckpointError(f"{source} is not valid JSON ({error}): the file is damaged or not ours") from None
+        raise DamagedError(f"{source} is not valid JSON ({error}): the file is damaged or not ours") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{source} holds a JSON {type(value).__name__} where an object was expected")
+        raise DamagedError(f"{source} holds a JSON {type(value).__name__} where an object was expected")
     return value
 
 

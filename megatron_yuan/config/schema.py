@@ -244,11 +244,17 @@ class CheckpointConfig:
     save_interval: int = 0
     """Steps between checkpoints; 0 saves at the end alone."""
     save_retain: int | None = None
-    """Keep only the newest so many checkpoints; unset, all."""
+    """Keep only the newest so many checkpoints; unset, all, or with save-retain-interval only the newest."""
+    save_retain_interval: int | None = None
+    """Keep the checkpoint of every so many steps for ever, whatever save-retain says."""
+    async_save: bool = False
+    """Write checkpoints behind the training that goes on, from a copy of this rank's share of them in host memory."""
     ckpt_step: int | None = None
     """Load this step instead of the newest."""
     finetune: bool = False
     """Take the weights alone: step, optimizer state and data position start anew."""
+    verify: bool = True
+    """Compare the sha256 of every file that is loaded (--no-verify does not)."""
     load_optim: bool = True
     """Load the optimizer's state too (--no-load-optim leaves it out)."""
 

@@ -14,6 +14,7 @@ from megatron_yuan.config.fields import as_flag, settings, value_of, with_values
 from megatron_yuan.config.layout import chunk_sizes
 from megatron_yuan.config.routing import check_router
 from megatron_yuan.config.schema import (
+    CheckpointConfig,
     Config,
     DataConfig,
     LoggingConfig,
@@ -33,7 +34,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         make_vocab_size_divisible_by max_position_embeddings num_experts moe_router_topk seq_length
         pipeline_model_parallel_size virtual_pipeline_model_parallel_size ddp_bucket_size
         recompute_num_layers train_iters micro_batch_size global_batch_size eval_iters exit_interval
-        log_interval lr_decay_iters lr_wsd_decay_iters save_retain""",
+        log_interval lr_decay_iters lr_wsd_decay_iters save_retain
+        save_retain_interval""",
     ),
     (
         "0 or more",
@@ -66,6 +68,7 @@ def validate(config: Config) -> None:
     _check_parallel(config.parallel, config.model)
     _check_optimizer(config.optimizer, config.training)
     _check_batch(config.training, replicas=1)
+    _check_retention(config.checkpoint)
     if config.checkpoint.finetune and config.checkpoint.load is None:
         raise ConfigError("finetune takes weights from a checkpoint, but load names none; give --load DIR.")
 
@@ -227,6 +230,15 @@ def _check_optimizer(optimizer: OptimizerConfig, training: TrainingConfig) -> No
         raise ConfigError(
             f"lr-wsd-decay-iters {tail}{unset} does not fit between the warmup ({optimizer.lr_warmup_iters} steps) and "
             f"the end of the schedule ({decay_iters}); lower --lr-wsd-decay-iters or --lr-warmup-iters."
+        )
+
+
+def _check_retention(checkpoint: CheckpointConfig) -> None:
+    kept, interval = checkpoint.save_retain_interval, checkpoint.save_interval
+    if kept is not None and (interval == 0 or kept % interval):
+        raise ConfigError(
+            f"save-retain-interval {kept} is not a multiple of save-interval {interval}, so it keeps no checkpoint; "
+            "change one of them."
         )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_yuan.checkpoint.save import save_checkpoint
+from megatron_yuan.checkpoint.commit import Retention
+from megatron_yuan.checkpoint.saver import CheckpointSaver
 from megatron_yuan.checkpoint.state import RunState
 from megatron_yuan.config.schema import Config
 from megatron_yuan.config.yaml_file import to_yaml
@@ -43,6 +44,19 @@ class Run:
     """Training samples seen: the whole position in the data."""
     tokens: int = 0
     """Training tokens that had a loss."""
+    saver: CheckpointSaver = field(init=False)
+    """Of the run folder."""
+
+    def __post_init__(self) -> None:
+        settings, tokenizer = self.config.checkpoint, self.config.data.tokenizer_model
+        self.saver = CheckpointSaver(
+            Path(settings.save) if settings.save is not None else None,
+            self.topology,
+            to_yaml(self.config),
+            Path(tokenizer) if tokenizer else None,
+            Retention(settings.save_retain, settings.save_retain_interval),
+            background=settings.async_save,
+        )
 
     @property
     def samples_per_step(self) -> int:
@@ -113,22 +127,12 @@ class Run:
             self.telemetry.evaluation(EvalResult(step=step, losses=losses, tokens=tokens))
 
     def save(self) -> None:
-        """Write a checkpoint into the run folder, if there is one."""
-        checkpoint = self.config.checkpoint
-        if checkpoint.save is None:
-            return
-        tokenizer = self.config.data.tokenizer_model
-        path = save_checkpoint(
-            Path(checkpoint.save),
-            self.topology,
+        """Write a checkpoint into the run folder, if there is one; with --async-save, it is written behind."""
+        self.saver.save(
             RunState(self.step, self.consumed_samples, self.model.optimizer.steps, self.tokens),
             {name: p.detach() for name, p in self.model.parameters.items()},
             self.model.optimizer.state(),
-            to_yaml(self.config),
-            Path(tokenizer) if tokenizer else None,
-            checkpoint.save_retain,
         )
-        self.telemetry.message(f"saved {path}")
 
     def draw(self) -> None:
         """Draw the run's pictures into its folder, once, where there is one."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_yuan.checkpoint.save import save_checkpoint
+from megatron_yuan.checkpoint.saver import save_checkpoint
 from megatron_yuan.checkpoint.state import RunState
 
 LAYERS = 4

@@ -217,7 +217,7 @@ def test_optimizer_state_that_is_missing_or_left_over_is_named(saved: Path) -> N
 def rewrite_manifest(path: Path, change: Any, version: int = 1) -> None:
     outer = json.loads(path.read_text())
     change(outer["content"])
-    outer["version"] = version
+    outer["version"] = outer["content"]["version"] = version
     outer["sha256"] = hashlib.sha256(strict_json.canonical(outer["content"]).encode()).hexdigest()
     path.write_text(json.dumps(outer))
 

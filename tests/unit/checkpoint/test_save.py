@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 
 from megatron_yuan.checkpoint import commit, layout, store
 from megatron_yuan.checkpoint.agreement import ALONE
+from megatron_yuan.checkpoint.commit import Retention
 from megatron_yuan.checkpoint.load import open_checkpoint
-from megatron_yuan.checkpoint.save import Offer, make_plan, save_checkpoint, save_in_pieces
+from megatron_yuan.checkpoint.save import Offer, make_plan, save_in_pieces
+from megatron_yuan.checkpoint.saver import save_checkpoint
 from megatron_yuan.checkpoint.state import RunState
 from megatron_yuan.checkpoint.store import TensorSpec
 from megatron_yuan.errors import CheckpointError
@@ -63,7 +65,7 @@ def test_the_tokenizer_goes_along(tmp_path: Path) -> None:
 
 def test_only_the_newest_are_retained(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        save_from(tmp_path, 1, 1, step=step, retain=2)
+        save_from(tmp_path, 1, 1, step=step, retention=Retention(2))
     assert names_in(tmp_path / "checkpoints") == ["iter_0000002", "iter_0000003", "latest"]
 
 
@@ -85,7 +87,7 @@ def assert_only_the_first_is_left(run: Path) -> None:
 def test_a_failure_at_any_moment_leaves_the_checkpoint_before_it(
     saved: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.EIO, "the disk is on fire")
 
     def fail_at_manifest(path: Path, content: str | bytes) -> None:
@@ -123,10 +125,10 @@ def test_a_step_saved_again_in_vain_keeps_the_first(saved: Path, monkeypatch: py
 def test_a_failure_on_one_rank_is_the_same_error_on_all(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     genuine = store.write_tensors
 
-    def fail_at_layer_3(path: Path, tensors: dict[str, torch.Tensor]) -> tuple[int, str]:
+    def fail_at_layer_3(path: Path, tensors: dict[str, torch.Tensor], **options: Any) -> tuple[int, str]:
         if path.name == "layers.0003.safetensors" and path.parent.name == "model":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return genuine(path, tensors)
+        return genuine(path, tensors, **options)
 
     monkeypatch.setattr(store, "write_tensors", fail_at_layer_3)
     results = save_from(saved, 2, 2, step=200)

@@ -10,7 +10,7 @@ import torch
 
 import megatron_yuan
 from megatron_yuan.checkpoint.agreement import ALONE
-from megatron_yuan.checkpoint.save import save_checkpoint
+from megatron_yuan.checkpoint.saver import save_checkpoint
 from megatron_yuan.checkpoint.state import RunState
 from megatron_yuan.config.schema import Config, DataConfig
 from megatron_yuan.config.yaml_file import to_yaml
