@@ -14,6 +14,7 @@ from megatron_yuan.config.load import parse
 from megatron_yuan.config.validate import validate_run, validate_world
 from megatron_yuan.errors import run_command_line
 from megatron_yuan.parallel.launcher import world_size
+from megatron_yuan.training.stopping import Stopping
 
 
 def main() -> None:
@@ -28,6 +29,7 @@ def main() -> None:
 
     # Settings and data are checked before torch is loaded and processes meet: a mistake costs no waiting.
     validate_run(invocation.config)
+    stopping = Stopping(invocation.config.training.exit_duration_in_mins)
     config = validate_world(invocation.config, world_size())
     from megatron_yuan.data.datasets import open_sources
 
@@ -39,7 +41,7 @@ def main() -> None:
         from megatron_yuan.training.loop import fit
         from megatron_yuan.training.start import start_run
 
-        fit(start_run(config, topology, sources, invocation.remarks))
+        fit(start_run(config, topology, sources, invocation.remarks, stopping))
     finally:
         processes.stop()
 

@@ -171,7 +171,6 @@ MEGATRON: dict[str, Rule] = {
     "--no-save-rng": Accepted("random draws are keyed by seed, step, layer and sample, so there is no state to save"),
     "--no-save-optim": Refused(
         "a checkpoint always holds what resuming needs; export the weights alone with tools/convert_checkpoint.py"),
-    "--exit-duration-in-mins": Refused("a time limit is not kept; use --exit-interval, in steps"),
     # Logs
     "--log-throughput": Accepted("the console line always has tokens/s and TFLOP/s"),
     "--wandb-save-dir": Refused("Weights & Biases writes into the run folder; use --save"),

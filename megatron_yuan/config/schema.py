@@ -229,6 +229,8 @@ class TrainingConfig:
     """Global batches in one validation."""
     exit_interval: int | None = None
     """Save and stop after this many steps in all, as if a time limit had come."""
+    exit_duration_in_mins: float | None = None
+    """Save and stop once the session has lasted this long, as before a job's time limit; unset, no limit."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where tensors live: auto takes a GPU where there is one."""
 
@@ -249,6 +251,8 @@ class CheckpointConfig:
     """Keep the checkpoint of every so many steps for ever, whatever save-retain says."""
     async_save: bool = False
     """Write checkpoints behind the training that goes on, from a copy of this rank's share of them in host memory."""
+    other_data: bool = False
+    """Go on in a run folder although data, their split, order or sample length are not those it was trained on."""
     ckpt_step: int | None = None
     """Load this step instead of the newest."""
     finetune: bool = False

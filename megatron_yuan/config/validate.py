@@ -49,7 +49,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "above 0",
         lambda x: x > 0,
         """norm_epsilon rotary_base rotary_ntk_factor adam_eps peak_tflops moe_expert_capacity_factor
-        moe_router_bias_update_rate""",
+        moe_router_bias_update_rate exit_duration_in_mins""",
     ),
     ("above 0 and at most a year's 525600", lambda x: 0 < x <= 525_600, "distributed_timeout_minutes"),
     ("in [0, 1)", lambda x: 0 <= x < 1, "attention_dropout hidden_dropout adam_beta1 adam_beta2"),

@@ -6,6 +6,8 @@ replica r holds samples n + (m x replicas + r) x micro_batch_size + 0, 1, ...
 
 from __future__ import annotations
 
+import atexit
+import signal
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -56,13 +58,24 @@ class Microbatches:
             yield list(range(first, first + self.micro))
             consumed += stride
 
+    def close(self) -> None:
+        """End the worker processes; `step` starts new ones."""
+        stream, self._stream = self._stream, None
+        if stream is not None and self.config.num_workers:
+            # Not left to the interpreter's exit, which would end them by SIGTERM and then wait for ever.
+            stream._shutdown_workers()  # type: ignore[attr-defined]
+
     def _open(self, consumed: int) -> Iterator[Batch]:
+        self.close()
+        atexit.unregister(self.close)
+        atexit.register(self.close)
         return iter(
             DataLoader(
                 _Numbered(self.source),
                 batch_sampler=self.ids(consumed),  # type: ignore[arg-type]
                 collate_fn=self._collate,
                 num_workers=self.config.num_workers,
+                worker_init_fn=_leave_signals_to_the_trainer,
             )
         )
 
@@ -78,6 +91,12 @@ class Microbatches:
             _stack_masks(samples),
             [sample.set_id for sample in samples],
         )
+
+
+def _leave_signals_to_the_trainer(_: int) -> None:
+    """A launcher signals the whole process group; a worker that died of it would fail the step that is to be saved."""
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(each, signal.SIG_IGN)
 
 
 def _stack_masks(samples: Sequence[Sample]) -> torch.Tensor | None:

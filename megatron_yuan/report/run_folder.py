@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def status(self) -> Path:
+        """How the newest session stands or ended (see `status.py`)."""
+        return self.path / "status.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
         return self.path / "checkpoints"
@@ -63,24 +70,37 @@ class RunFolder:
         return self.path / "wandb"
 
 
-def open_run_folder(path: str | Path, config_yaml: str) -> RunFolder:
-    """Create `path` where needed; write config.yaml and environment.json. Raises ConfigError where that cannot be."""
+def make_run_folder(path: str | Path) -> RunFolder:
+    """Create `path` where needed and see that it can be written into. Raises ConfigError where that cannot be."""
     folder = RunFolder(Path(path))
     if folder.path.exists() and not folder.path.is_dir():
         raise ConfigError(f"save is {path}, which is a file: name a folder, new or of an earlier run.")
-    try:
+    with _writing_into(path):
         folder.path.mkdir(parents=True, exist_ok=True)
+        folder.log.open("a").close()
+        folder.metrics.open("a").close()
+    return folder
+
+
+def open_run_folder(path: str | Path, config_yaml: str) -> RunFolder:
+    """`make_run_folder`, then write config.yaml and environment.json for a session that begins."""
+    folder = make_run_folder(path)
+    with _writing_into(path):
         _keep_former(folder.config, config_yaml)
         _write(folder.config, config_yaml)
         _write(folder.environment, json.dumps(describe_environment(), indent=1, ensure_ascii=False) + "\n")
-        folder.log.open("a").close()
-        folder.metrics.open("a").close()
+    return folder
+
+
+@contextmanager
+def _writing_into(path: str | Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(
             f"save is {path}, which cannot be written ({reason}): name a folder that you may write to."
         ) from None
-    return folder
 
 
 def _keep_former(path: Path, text: str) -> None:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from megatron_yuan.training.outcome import outcome_recorded
 from megatron_yuan.training.run import Run
 
 
 def fit(run: Run) -> None:
-    """Train from where the run stands to its last step; validate, save and report on the way, and at the end."""
+    """Train from where the run stands to its last step, or until it should stop; validate, save and report on the way.
+
+    However it ends, what it was doing is in status.json; where it ends in good order, the last step is saved.
+    """
     config = run.config
-    with run.telemetry, run.saver:
+    with run.telemetry, outcome_recorded(run), run.stopping, run.saver:
         if run.step == 0:
             run.validate(0)
-        for step in range(run.step + 1, run.last_step + 1):
-            result = run.train_step(step)
-            run.telemetry.step(result)
+        while run.step < run.last_step and run.stop_reason is None:
+            step = run.step + 1
+            run.telemetry.step(run.train_step(step))
             run.saver.poll()
             last = step == run.last_step
-            if last or _due(step, config.training.eval_interval):
+            if run.stop_reason is None and (last or _due(step, config.training.eval_interval)):
                 run.validate(step)
-            if last or _due(step, config.checkpoint.save_interval):
+            if last or run.stop_reason is not None or _due(step, config.checkpoint.save_interval):
                 run.save()
         run.draw()
+    run.release()
 
 
 def _due(step: int, interval: int) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from megatron_yuan import log
 from megatron_yuan.checkpoint.load import Checkpoint, is_checkpoint, load_checkpoint, open_checkpoint
 from megatron_yuan.checkpoint.state import RunState
+from megatron_yuan.config.same_data import check_same_data
 from megatron_yuan.config.same_network import check_same_network
 from megatron_yuan.config.schema import CheckpointConfig, Config, ModelConfig, TrainingConfig
 from megatron_yuan.config.yaml_file import from_yaml
@@ -80,6 +81,8 @@ def find_origin(config: Config, topology: Topology, tokenizer_sha256: str | None
     saved = from_yaml(checkpoint.config_text, source=f"the config of {checkpoint.path}")
     _check_network(saved.model, config.model, where, new_run)
     _check_tokenizer(where, checkpoint.tokenizer_sha256, tokenizer_sha256, new_run)
+    if not new_run:
+        check_same_data(saved, config, where)
     if not new_run and _samples(saved.training) != _samples(config.training):
         log.logger.info(
             f"train-iters x global-batch-size was {_samples(saved.training)} samples and is "

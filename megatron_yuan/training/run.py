@@ -16,6 +16,7 @@ from megatron_yuan.config.yaml_file import to_yaml
 from megatron_yuan.data.sampler import Microbatches
 from megatron_yuan.errors import YuanError
 from megatron_yuan.parallel.topology import Topology
+from megatron_yuan.report.lock import FolderLock
 from megatron_yuan.report.plots import draw_run
 from megatron_yuan.report.result import EvalResult, StepResult
 from megatron_yuan.report.run_folder import RunFolder
@@ -24,6 +25,7 @@ from megatron_yuan.training.lr_schedule import learning_rate
 from megatron_yuan.training.memory import peak_memory_bytes
 from megatron_yuan.training.setup import TrainingModel
 from megatron_yuan.training.step import run_batch
+from megatron_yuan.training.stopping import Stopping
 
 
 @dataclass
@@ -38,6 +40,11 @@ class Run:
     """Of the training blend's sets, in its order."""
     validation: Mapping[str, Microbatches]
     telemetry: Telemetry
+    stopping: Stopping = field(default_factory=Stopping)
+    lock: FolderLock | None = None
+    """On the run folder, held by the main rank."""
+    stop_reason: str | None = None
+    """Why the session should end now, known to all ranks alike; None: it goes on."""
     step: int = 0
     """Optimizer steps done."""
     consumed_samples: int = 0
@@ -78,7 +85,10 @@ class Run:
             chunk.zero_grad_buffer()
         batches = self.microbatches.step(self.consumed_samples)
         chunks, num_microbatches, names = self.model.chunks, len(self.microbatches), self.set_names
-        sums = run_batch(chunks, batches, num_microbatches, self.config, self.topology, step, len(names))
+        sums = run_batch(
+            chunks, batches, num_microbatches, self.config, self.topology, step, len(names), self.stopping.votes()
+        )
+        self.stop_reason = self.stopping.verdict(sums.votes)
         lr = learning_rate(step, self.config.optimizer, self.config.training.train_iters)
         loss = sums.loss_sum / max(1, sums.tokens)
         grad_norm = self.model.optimizer.gradient_norm(self.topology, sums.tokens)
@@ -114,13 +124,24 @@ class Run:
         )
 
     def validate(self, step: int) -> None:
-        """Loss of each validation set, over the same samples every time."""
+        """Loss of each validation set, over the same samples every time; broken off where the session should end."""
         losses, tokens = {}, 0
         for name, microbatches in self.validation.items():
             loss_sum = counted = 0
             for i in range(self.config.training.eval_iters):
                 batches = microbatches.step(i * self.samples_per_step)
-                sums = run_batch(self.model.chunks, batches, len(microbatches), self.config, self.topology, None)
+                sums = run_batch(
+                    self.model.chunks,
+                    batches,
+                    len(microbatches),
+                    self.config,
+                    self.topology,
+                    step=None,
+                    votes=self.stopping.votes(),
+                )
+                self.stop_reason = self.stopping.verdict(sums.votes)
+                if self.stop_reason is not None:
+                    return
                 loss_sum, counted = loss_sum + sums.loss_sum, counted + sums.tokens
             losses[name], tokens = loss_sum / max(1, counted), tokens + counted
         if losses:
@@ -139,3 +160,10 @@ class Run:
         if self.config.checkpoint.save is not None and self.topology.is_main:
             for picture in draw_run(RunFolder(Path(self.config.checkpoint.save))):
                 self.telemetry.message(f"drew {picture}")
+
+    def release(self) -> None:
+        """End the data workers, and let another run into the run folder."""
+        for microbatches in (self.microbatches, *self.validation.values()):
+            microbatches.close()
+        if self.lock is not None:
+            self.lock.release()

@@ -25,16 +25,25 @@ from megatron_yuan.report.peak import device_peak
 from megatron_yuan.report.run_folder import open_run_folder
 from megatron_yuan.report.telemetry import SilentTelemetry, Telemetry
 from megatron_yuan.report.throughput import Arithmetic
+from megatron_yuan.training.claim import claim_run_folder
 from megatron_yuan.training.origin import find_origin
 from megatron_yuan.training.run import Run
 from megatron_yuan.training.setup import build_training_model
+from megatron_yuan.training.stopping import Stopping
 
 
-def start_run(config: Config, topology: Topology, sources: Sources, remarks: Sequence[str] = ()) -> Run:
+def start_run(
+    config: Config,
+    topology: Topology,
+    sources: Sources,
+    remarks: Sequence[str] = (),
+    stopping: Stopping | None = None,
+) -> Run:
     """Build data and model, load what the config says, and open the run folder. Called by all ranks together."""
     log.configure(topology.rank, topology.world_size)
     for remark in remarks:
         log.logger.info(remark)
+    lock = claim_run_folder(config, topology)
     origin = find_origin(config, topology, sources.tokenizer_sha256)
     position = origin.position
     samples = _training_samples(config, sources, position)
@@ -52,6 +61,8 @@ def start_run(config: Config, topology: Topology, sources: Sources, remarks: Seq
         set_names=sources.train_names,
         validation={name: _microbatches(source, config, topology, sources.eod_id) for name, source in held_out.items()},
         telemetry=SilentTelemetry(),
+        stopping=stopping or Stopping(),
+        lock=lock,
         step=position.step,
         consumed_samples=position.consumed_samples,
         tokens=position.tokens,

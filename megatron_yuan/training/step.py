@@ -35,6 +35,8 @@ class Sums(NamedTuple):
     """Number of each set's tokens that had a loss."""
     routing: RouterStats
     """What the routing of each layer of the whole model looked like, float64 on the CPU."""
+    votes: list[float]
+    """What the ranks voted, summed."""
 
     @property
     def loss_sum(self) -> float:
@@ -55,11 +57,12 @@ def run_batch(
     topology: Topology,
     step: int | None,
     num_sets: int = 1,
+    votes: Sequence[float] = (),
 ) -> Sums:
     """Forward, and backward where `step` says that this trains; then the sums.
 
     `step` keys every random draw together with the seed and the sample; None: nothing is random and no gradient is
-    made. `num_sets`: sets of the blend, whose losses are kept apart.
+    made. `num_sets`: sets of the blend, whose losses are kept apart. `votes`: numbers of this rank, to be summed.
     """
     routing_LX = torch.zeros(
         config.model.num_layers, config.model.num_experts**2 + 2, dtype=torch.float64, device=topology.device
@@ -74,12 +77,11 @@ def run_batch(
     )
     losses_2D = torch.stack(reports).sum(dim=0) if reports else routing_LX.new_zeros(2, num_sets)
     # One collective for everything.
-    mine = torch.cat((losses_2D.flatten(), routing_LX.flatten()))
-    losses, routing = (
-        topology.sum_over_replicas(topology.sum_over_stages(mine)).cpu().split((losses_2D.numel(), routing_LX.numel()))
-    )
+    parts = (losses_2D.flatten(), routing_LX.flatten(), routing_LX.new_tensor(list(votes)))
+    mine = topology.sum_over_replicas(topology.sum_over_stages(torch.cat(parts)))
+    losses, routing, voted = mine.cpu().split([part.numel() for part in parts])
     loss_sum_D, tokens_D = losses.view(2, num_sets).tolist()
-    return Sums(loss_sum_D, [int(tokens) for tokens in tokens_D], unpack(routing.view_as(routing_LX)))
+    return Sums(loss_sum_D, [int(each) for each in tokens_D], unpack(routing.view_as(routing_LX)), voted.tolist())
 
 
 def _forward_step(config: Config, topology: Topology, step: int | None, routing_LX: Tensor, num_sets: int) -> Callable:

@@ -1,0 +1,49 @@
+"""Settings that make the order of samples: with others, a position in the data means other samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePath
+
+from megatron_yuan.config.fields import as_flag
+from megatron_yuan.config.schema import Config
+from megatron_yuan.errors import ConfigError
+
+BLENDS = ("data_path", "train_data_path")
+SETTINGS = ("split", "seq_length", "fim_rate", "fim_spm_rate")
+
+
+def check_same_data(saved: Config, asked: Config, where: str) -> None:
+    """ConfigError naming the first difference, unless `asked` trains on the data of the run in `where`.
+
+    Data that only moved are the same: prefixes are compared by the last part of their names.
+    """
+    if asked.checkpoint.other_data:
+        return
+    for name, theirs, ours in _differences(saved, asked):
+        flag = as_flag(name)
+        raise ConfigError(
+            f"{flag[2:]} is {ours}, but the run in {where} was trained with {theirs}.\n"
+            f"Fix: {flag} {theirs}; another --save for a new run; or --other-data to go on with a changed one."
+        )
+
+
+def _differences(saved: Config, asked: Config) -> Iterator[tuple[str, str, str]]:
+    for name in BLENDS:
+        theirs, ours = getattr(saved.data, name), getattr(asked.data, name)
+        if list(map(_known_by, theirs)) != list(map(_known_by, ours)):
+            yield name, " ".join(theirs) or "nothing", " ".join(ours) or "nothing"
+    for name in SETTINGS:
+        theirs, ours = getattr(saved.data, name), getattr(asked.data, name)
+        if theirs != ours:
+            yield name, str(theirs), str(ours)
+    if saved.training.seed != asked.training.seed:
+        yield "seed", str(saved.training.seed), str(asked.training.seed)
+
+
+def _known_by(entry: str) -> float | str:
+    """A weight by its value, a prefix by its name."""
+    try:
+        return float(entry)
+    except ValueError:
+        return PurePath(entry).name
