@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from megatron_yuan.config.schema import Config, ParallelConfig
 from megatron_yuan.errors import ConfigError, ParallelError
+from megatron_yuan.parallel import meeting
 from megatron_yuan.parallel.host_memory import keep_freed_memory
 from megatron_yuan.parallel.launcher import world_size
 from megatron_yuan.parallel.watch.pulse import Pulse
@@ -152,6 +153,9 @@ def _join(parallel: ParallelConfig, device: torch.device) -> None:
         settings["device_id"] = device
     if "WORLD_SIZE" not in os.environ:  # no launcher, so nobody to meet: a store in memory, no port
         settings |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # pyright: ignore[reportPrivateImportUsage]
+    elif meeting.keeps_its_store():
+        rank, size = int(os.environ["RANK"]), world_size()
+        settings |= {"store": meeting.meet(rank, size, timeout), "rank": rank, "world_size": size}
     dist.init_process_group(**settings)
 
 
