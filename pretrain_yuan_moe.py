@@ -38,10 +38,12 @@ def main() -> None:
 
     topology = processes.start(config)
     try:
+        from megatron_yuan.parallel.watch.start import watch_over
         from megatron_yuan.training.loop import fit
         from megatron_yuan.training.start import start_run
 
-        fit(start_run(config, topology, sources, invocation.remarks, stopping))
+        with watch_over(config, topology) as watch, watch.explaining():
+            fit(start_run(config, topology, sources, invocation.remarks, stopping, watch))
     finally:
         processes.stop()
 

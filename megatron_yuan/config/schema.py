@@ -173,6 +173,11 @@ class ParallelConfig:
     """Communication library: auto is nccl with a GPU and gloo without."""
     distributed_timeout_minutes: float = 10.0
     """A collective that waits longer than this ends the run."""
+    liveness_timeout_in_secs: float = 30.0
+    """A process that gives no sign of life for so long is dead or frozen: all end, naming it; 0 waits for ever."""
+    hang_timeout_in_mins: float = 10.0
+    """A rank that stands still for so long in a step hangs: all end, naming it, and its stack is kept; 0 waits for
+    ever. With several ranks, at most four fifths of distributed-timeout-minutes."""
     recompute_granularity: Literal["none", "full"] = "none"
     """Recompute whole layers in backward, or none; the router's scores and the experts' activation always are."""
     recompute_num_layers: int | None = None

@@ -42,7 +42,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda x: x >= 0,
         """num_workers eval_interval save_interval lr_warmup_iters eod_id ckpt_step lr min_lr weight_decay
         clip_grad init_method_std num_shared_experts moe_aux_loss_coeff moe_z_loss_coeff moe_importance_loss_coeff
-        moe_load_loss_coeff log_experts_interval""",
+        moe_load_loss_coeff log_experts_interval hang_timeout_in_mins""",
     ),
     ("in [0, 2^32)", lambda x: 0 <= x < 2**32, "seed"),
     (
@@ -51,6 +51,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         """norm_epsilon rotary_base rotary_ntk_factor adam_eps peak_tflops moe_expert_capacity_factor
         moe_router_bias_update_rate exit_duration_in_mins""",
     ),
+    ("0, or at least 1", lambda x: x == 0 or x >= 1, "liveness_timeout_in_secs"),
     ("above 0 and at most a year's 525600", lambda x: 0 < x <= 525_600, "distributed_timeout_minutes"),
     ("in [0, 1)", lambda x: 0 <= x < 1, "attention_dropout hidden_dropout adam_beta1 adam_beta2"),
     ("in [0, 1]", lambda x: 0 <= x <= 1, "fim_rate fim_spm_rate"),

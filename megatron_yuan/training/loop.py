@@ -12,7 +12,8 @@ def fit(run: Run) -> None:
     However it ends, what it was doing is in status.json; where it ends in good order, the last step is saved.
     """
     config = run.config
-    with run.telemetry, outcome_recorded(run), run.stopping, run.saver:
+    explaining = run.watch.explaining  # twice: first of all, and for what the saver meets as it closes
+    with run.telemetry, outcome_recorded(run), run.stopping, explaining(), run.saver, explaining():
         if run.step == 0:
             run.validate(0)
         while run.step < run.last_step and run.stop_reason is None:

@@ -16,6 +16,9 @@ from megatron_yuan.config.yaml_file import to_yaml
 from megatron_yuan.data.sampler import Microbatches
 from megatron_yuan.errors import YuanError
 from megatron_yuan.parallel.topology import Topology
+from megatron_yuan.parallel.watch.pulse import Pulse
+from megatron_yuan.parallel.watch.start import unwatched
+from megatron_yuan.parallel.watch.watch import Watch
 from megatron_yuan.report.lock import FolderLock
 from megatron_yuan.report.plots import draw_run
 from megatron_yuan.report.result import EvalResult, StepResult
@@ -41,6 +44,7 @@ class Run:
     validation: Mapping[str, Microbatches]
     telemetry: Telemetry
     stopping: Stopping = field(default_factory=Stopping)
+    watch: Watch = field(default_factory=unwatched)
     lock: FolderLock | None = None
     """On the run folder, held by the main rank."""
     stop_reason: str | None = None
@@ -66,6 +70,11 @@ class Run:
         )
 
     @property
+    def pulse(self) -> Pulse:
+        """Where this process's training thread is, for the watch."""
+        return self.topology.pulse
+
+    @property
     def samples_per_step(self) -> int:
         """The global batch."""
         size = self.config.training.global_batch_size
@@ -81,6 +90,7 @@ class Run:
     def train_step(self, step: int) -> StepResult:
         """Forward and backward over one global batch, then the optimizer."""
         started = time.perf_counter()
+        self.pulse.enter_step(step)
         for chunk in self.model.chunks:
             chunk.zero_grad_buffer()
         batches = self.microbatches.step(self.consumed_samples)
@@ -89,6 +99,7 @@ class Run:
             chunks, batches, num_microbatches, self.config, self.topology, step, len(names), self.stopping.votes()
         )
         self.stop_reason = self.stopping.verdict(sums.votes)
+        self.pulse.beat("gradient norm")
         lr = learning_rate(step, self.config.optimizer, self.config.training.train_iters)
         loss = sums.loss_sum / max(1, sums.tokens)
         grad_norm = self.model.optimizer.gradient_norm(self.topology, sums.tokens)
@@ -97,6 +108,7 @@ class Run:
                 f"step {step}: loss {loss}, gradient norm {grad_norm}; both must be finite. The weights are as "
                 "before the step and were not saved. Fix: resume with a lower --lr, or look at its samples."
             )
+        self.pulse.beat("optimizer")
         self.model.optimizer.step(lr, grad_norm, sums.tokens)
         self.model.move_expert_biases(sums.routing.load_E)
         self.step, self.tokens = step, self.tokens + sums.tokens
@@ -126,6 +138,7 @@ class Run:
     def validate(self, step: int) -> None:
         """Loss of each validation set, over the same samples every time; broken off where the session should end."""
         losses, tokens = {}, 0
+        self.pulse.enter_step(step, during="validation ")
         for name, microbatches in self.validation.items():
             loss_sum = counted = 0
             for i in range(self.config.training.eval_iters):
@@ -149,6 +162,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint into the run folder, if there is one; with --async-save, it is written behind."""
+        self.pulse.beat("save")
         self.saver.save(
             RunState(self.step, self.consumed_samples, self.model.optimizer.steps, self.tokens),
             {name: p.detach() for name, p in self.model.parameters.items()},
@@ -157,12 +171,14 @@ class Run:
 
     def draw(self) -> None:
         """Draw the run's pictures into its folder, once, where there is one."""
+        self.pulse.beat("pictures")
         if self.config.checkpoint.save is not None and self.topology.is_main:
             for picture in draw_run(RunFolder(Path(self.config.checkpoint.save))):
                 self.telemetry.message(f"drew {picture}")
 
     def release(self) -> None:
         """End the data workers, and let another run into the run folder."""
+        self.pulse.beat("end")
         for microbatches in (self.microbatches, *self.validation.values()):
             microbatches.close()
         if self.lock is not None:

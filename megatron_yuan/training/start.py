@@ -20,6 +20,8 @@ from megatron_yuan.data.sample import SampleSource
 from megatron_yuan.data.sampler import Microbatches
 from megatron_yuan.data.tokenizer import Tokenizer
 from megatron_yuan.parallel.topology import Topology
+from megatron_yuan.parallel.watch.start import unwatched
+from megatron_yuan.parallel.watch.watch import Watch
 from megatron_yuan.planning.accounting import TRAINING_PASSES, count_parameters, forward_flops
 from megatron_yuan.report.peak import device_peak
 from megatron_yuan.report.run_folder import open_run_folder
@@ -38,6 +40,7 @@ def start_run(
     sources: Sources,
     remarks: Sequence[str] = (),
     stopping: Stopping | None = None,
+    watch: Watch | None = None,
 ) -> Run:
     """Build data and model, load what the config says, and open the run folder. Called by all ranks together."""
     log.configure(topology.rank, topology.world_size)
@@ -62,11 +65,13 @@ def start_run(
         validation={name: _microbatches(source, config, topology, sources.eod_id) for name, source in held_out.items()},
         telemetry=SilentTelemetry(),
         stopping=stopping or Stopping(),
+        watch=watch or unwatched(),
         lock=lock,
         step=position.step,
         consumed_samples=position.consumed_samples,
         tokens=position.tokens,
     )
+    run.pulse.beat("load")
     loaded = origin.load(run.model, config, topology)
     run.telemetry = _open_telemetry(run)
     _introduce(run, loaded)

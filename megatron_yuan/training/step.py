@@ -79,6 +79,7 @@ def run_batch(
     # One collective for everything.
     parts = (losses_2D.flatten(), routing_LX.flatten(), routing_LX.new_tensor(list(votes)))
     mine = topology.sum_over_replicas(topology.sum_over_stages(torch.cat(parts)))
+    topology.pulse.beat(f"{topology.pulse.during}sums", waits=True)  # a device that waits for others is waited for here
     losses, routing, voted = mine.cpu().split([part.numel() for part in parts])
     loss_sum_D, tokens_D = losses.view(2, num_sets).tolist()
     return Sums(loss_sum_D, [int(each) for each in tokens_D], unpack(routing.view_as(routing_LX)), voted.tolist())
@@ -89,7 +90,11 @@ def _forward_step(config: Config, topology: Topology, step: int | None, routing_
     tally = LoadTally(config.model, topology)
 
     def forward_step(batches: Iterator[Batch], chunk: DistributedDataParallel) -> tuple[Tensor, Callable]:
+        pulse = topology.pulse
+        microbatch = pulse.position.microbatch
+        pulse.beat(f"{pulse.during}data", microbatch)
         batch = next(batches).to(topology.device)
+        pulse.beat(f"{pulse.during}forward", microbatch)
         part = cast(YuanModel, chunk.module.part)
         keys, balance = None, None
         if step is not None:

@@ -37,10 +37,10 @@ class Pulse:
         """Say that `phase` begins, or that it goes on; less than a microsecond."""
         self.position = Position(self.step, phase, microbatch, waits)
 
-    def enter_step(self, step: int) -> None:
-        """Say that the step `step` begins."""
-        self.step, self.during = step, ""
-        self.beat("begin")
+    def enter_step(self, step: int, during: str = "") -> None:
+        """Say that the step `step` begins, or something `during` it."""
+        self.step, self.during = step, during
+        self.beat(f"{during}begin")
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:

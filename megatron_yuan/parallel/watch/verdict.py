@@ -60,7 +60,7 @@ def judge_life(standings: Sequence[Standing], liveness_seconds: float) -> Findin
     here = _here(standings)
     dead = [s for s in standings if s.farewell is None and s.gone]
     if dead:
-        return Finding(f"{dead[0]} is dead: it ended without a word in {dead[0].position}{_also(dead)}")
+        return Finding(f"{dead[0]} is dead: it ended without a word, last heard of in {dead[0].position}{_also(dead)}")
     trouble = _in_trouble(standings)
     failed = [s for s in standings if s.farewell == "error" and (trouble or s.parted > LAST_WORDS_SECONDS)]
     if failed and (here or trouble):

@@ -29,10 +29,11 @@ from megatron_yuan.parallel.watch.verdict import Farewell, Finding, judge_life, 
 
 EXIT_CODE = PeerError.exit_code
 STARVED_SECONDS = 3.0  # a wait that takes so much longer than asked: this process, or the whole job, was stopped
+MEET_SECONDS = 0.5  # a collective fails at once where the process at its other end has died
 STACKS_SECONDS = 5.0  # for all ranks to write their stacks
 PATIENCE_SECONDS = 8.0  # of a rank whose collective failed, for the name of the culprit
 RAISE_SECONDS = 2.0  # a training thread that has not met the fault by now never will
-UNWIND_SECONDS = 15.0  # for the training thread to close what it has open
+UNWIND_SECONDS = 30.0  # for the training thread to close what it has open
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class Watch:
         self._last_error = ""
         self._finding: Finding | None = None
         self._parted, self._stopping = threading.Event(), threading.Event()
-        self._found, self._concluded, self._raising = threading.Event(), threading.Event(), threading.Event()
+        self._met, self._raising = threading.Event(), threading.Event()
+        self._found, self._concluded = threading.Event(), threading.Event()
 
     def __enter__(self) -> Watch:
         if self._link is not None:
@@ -102,6 +104,7 @@ class Watch:
             if self._link is None or self._farewell is not None:
                 raise
             self._last_error = "".join(traceback.format_exception(error)) + "\n"
+            self._met.set()
             lost = lost_contact(error)
             first = next(iter(str(error).splitlines()), "")
             self._part("lost contact" if lost else "error", f"{type(error).__name__}: {first}")
@@ -206,6 +209,7 @@ class Watch:
             link.send({"finding": finding.text, "frozen": finding.frozen})
         if own and self._speaks:
             self._say(f"{finding.text}. All ranks end; stacks are {self._stacks.where}.")
+        self._met.wait(MEET_SECONDS)
         within(STACKS_SECONDS, lambda: self._stacks.dump(finding.text, self._last_error))
         self._wait_for_stacks(link, finding, own)
         for rank in finding.frozen:
