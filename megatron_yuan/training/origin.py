@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_yuan import log
-from megatron_yuan.checkpoint.load import Checkpoint, is_checkpoint, load_checkpoint, open_checkpoint
+from megatron_yuan.checkpoint.agreement import together
+from megatron_yuan.checkpoint.damage import DamagedError
+from megatron_yuan.checkpoint.load import (
+    is_checkpoint,
+    load_checkpoint,
+    open_checkpoint,
+    refuse_only_damaged,
+    set_aside_damaged,
+)
+from megatron_yuan.checkpoint.opened import Checkpoint
 from megatron_yuan.checkpoint.state import RunState
 from megatron_yuan.config.same_data import check_same_data
 from megatron_yuan.config.same_network import check_same_network
@@ -31,6 +40,8 @@ class Origin:
     """None: new weights."""
     goes_on: bool = False
     """Step, position in the data and optimizer go on too, not the weights alone."""
+    replaceable: bool = False
+    """It is the run's own newest checkpoint: should it prove damaged, the one before it serves."""
 
     @property
     def position(self) -> RunState:
@@ -63,7 +74,8 @@ def find_origin(config: Config, topology: Topology, tokenizer_sha256: str | None
     tensor, for another model, and ConfigError for the same weights as another network.
     """
     settings = config.checkpoint
-    path, own = _path(settings)
+    main = topology.is_main
+    path, own = together(topology, "finding a checkpoint", lambda: _path(settings) if main else (None, False))[0]
     if path is None:
         return Origin(None)
     if not is_checkpoint(path) and is_hf_folder(Path(path)):
@@ -75,7 +87,8 @@ def find_origin(config: Config, topology: Topology, tokenizer_sha256: str | None
     if own and settings.load not in (None, path):
         log.logger.info(f"{path} holds a checkpoint already: going on from there, not from --load {settings.load}")
     step = settings.ckpt_step if settings.load in (None, path) or not own else None
-    checkpoint, where = open_checkpoint(path, step, topology), str(path)
+    replaceable, where = own and step is None, str(path)
+    checkpoint = open_checkpoint(path, step, topology, verify=settings.verify, fall_back=replaceable)
     new_run = settings.finetune and not own
     checkpoint.check_model(model_shapes(config.model))
     saved = from_yaml(checkpoint.config_text, source=f"the config of {checkpoint.path}")
@@ -88,7 +101,25 @@ def find_origin(config: Config, topology: Topology, tokenizer_sha256: str | None
             f"train-iters x global-batch-size was {_samples(saved.training)} samples and is "
             f"{_samples(config.training)}: megatron-core shuffles whole epochs, so samples may repeat or be missed"
         )
-    return Origin(checkpoint, goes_on=not new_run)
+    return Origin(checkpoint, goes_on=not new_run, replaceable=replaceable)
+
+
+def load_origin(
+    origin: Origin, model: TrainingModel, config: Config, topology: Topology, tokenizer_sha256: str | None
+) -> tuple[Origin, str]:
+    """Fill `model`; returns where from, and that in words. Called by all ranks together.
+
+    The run's own newest checkpoint may show only now, while its tensors are read and hashed, that it is damaged. It is
+    then set aside, and the newest before it found as `find_origin` does, and loaded.
+    """
+    while True:
+        try:
+            return origin, origin.load(model, config, topology)
+        except DamagedError as damage:
+            if not (origin.replaceable and isinstance(origin.source, Checkpoint)):
+                raise DamagedError(f"{damage}. Choose an earlier checkpoint with --ckpt-step") from None
+            set_aside_damaged(origin.source, topology, damage)
+            origin = find_origin(config, topology, tokenizer_sha256)
 
 
 def _path(settings: CheckpointConfig) -> tuple[str | None, bool]:
@@ -96,6 +127,8 @@ def _path(settings: CheckpointConfig) -> tuple[str | None, bool]:
     own = settings.save is not None and is_checkpoint(settings.save)
     if own and not (settings.load == settings.save and settings.finetune):
         return settings.save, True
+    if settings.save is not None and not own:
+        refuse_only_damaged(settings.save)
     if settings.load is not None and settings.load == settings.save and not own:
         log.logger.info(f"there is no checkpoint in --load {settings.load} yet: the run begins there")
         return None, False

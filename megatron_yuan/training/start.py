@@ -28,7 +28,7 @@ from megatron_yuan.report.run_folder import open_run_folder
 from megatron_yuan.report.telemetry import SilentTelemetry, Telemetry
 from megatron_yuan.report.throughput import Arithmetic
 from megatron_yuan.training.claim import claim_run_folder
-from megatron_yuan.training.origin import find_origin
+from megatron_yuan.training.origin import find_origin, load_origin
 from megatron_yuan.training.run import Run
 from megatron_yuan.training.setup import build_training_model
 from megatron_yuan.training.stopping import Stopping
@@ -47,8 +47,14 @@ def start_run(
     for remark in remarks:
         log.logger.info(remark)
     lock = claim_run_folder(config, topology)
+    watch = watch or unwatched()
     origin = find_origin(config, topology, sources.tokenizer_sha256)
+    model = build_training_model(config, topology)
+    watch.pulse.beat("load")
+    # Before the data, whose length depends on where the run stands: what is loaded may not be what was found at first.
+    origin, loaded = load_origin(origin, model, config, topology, sources.tokenizer_sha256)
     position = origin.position
+    watch.pulse.beat("data")
     samples = _training_samples(config, sources, position)
     held_out = build_validation_samples(sources, config.data, config.training.seed)
     if config.training.eval_interval and not held_out:
@@ -59,20 +65,18 @@ def start_run(
     run = Run(
         config=config,
         topology=topology,
-        model=build_training_model(config, topology),
+        model=model,
         microbatches=_microbatches(samples, config, topology, sources.eod_id),
         set_names=sources.train_names,
         validation={name: _microbatches(source, config, topology, sources.eod_id) for name, source in held_out.items()},
         telemetry=SilentTelemetry(),
         stopping=stopping or Stopping(),
-        watch=watch or unwatched(),
+        watch=watch,
         lock=lock,
         step=position.step,
         consumed_samples=position.consumed_samples,
         tokens=position.tokens,
     )
-    run.pulse.beat("load")
-    loaded = origin.load(run.model, config, topology)
     run.telemetry = _open_telemetry(run)
     _introduce(run, loaded)
     return run
