@@ -1,6 +1,12 @@
 # shellcheck shell=bash
 # Sourced by the launch scripts: checks of what they are given, before any process starts.
 
+# What torchrun passes on to the training processes: each of them ends a run in good order, with a checkpoint.
+# shellcheck disable=SC2034
+SIGNALS=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
+# Seconds that torchrun lets them finish their step and save before it kills them (torch 2.10 always gives 30).
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
+
 fail() {
     printf 'error: %s\n' "$*" >&2
     exit 1
@@ -24,4 +30,9 @@ read_data_path() { # split "$1" into BLEND, and check that every prefix in it ha
 
 need_tokenizer() { # check that "$1" is a file
     [[ -f "$1" ]] || fail "TOKENIZER_MODEL='$1' is no file: give the SentencePiece model that made the data."
+}
+
+session_state() { # of the run folder "$1", by its status.json: done, requeue, failed; running: killed; none: it never began
+    [[ -f "$1/status.json" ]] || { echo none && return; }
+    sed -n 's/^{"state": "\([a-z]*\)".*/\1/p' "$1/status.json"
 }

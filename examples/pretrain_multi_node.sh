@@ -32,7 +32,7 @@ need_tokenizer "$TOKENIZER_MODEL"
 
 export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
 
-torchrun --nnodes "$NODES" --nproc-per-node "$GPUS" --max-restarts "$MAX_RESTARTS" \
+exec torchrun --signals-to-handle "$SIGNALS" --nnodes "$NODES" --nproc-per-node "$GPUS" --max-restarts "$MAX_RESTARTS" \
     --rdzv-backend c10d --rdzv-endpoint "$RENDEZVOUS" --rdzv-id "$RUN_ID" \
     pretrain_yuan_moe.py \
     --preset "$PRESET" \
