@@ -48,7 +48,7 @@ def run_command_line(main: Callable[[], int | None]) -> None:
     try:
         code = main()
     except YuanError as error:
-        if os.environ.get("RANK", "0") != "0":
+        if os.environ.get("RANK", "0") != "0" and not isinstance(error, PeerError):
             # All ranks find most mistakes. Once the first has said it and ended, the launcher ends the others.
             time.sleep(LAST_WORD_SECONDS)
         print(f"error: {error}", file=sys.stderr, flush=True)

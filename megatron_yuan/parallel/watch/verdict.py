@@ -60,7 +60,7 @@ def judge_life(standings: Sequence[Standing], liveness_seconds: float) -> Findin
     here = _here(standings)
     dead = [s for s in standings if s.farewell is None and s.gone]
     if dead:
-        return Finding(f"{dead[0]} is dead: it ended without a word, last heard of in {dead[0].position}{_also(dead)}")
+        return Finding(f"{dead[0]} is dead: it ended without a word, {_last(dead[0])}{_also(dead)}")
     trouble = _in_trouble(standings)
     failed = [s for s in standings if s.farewell == "error" and (trouble or s.parted > LAST_WORDS_SECONDS)]
     if failed and (here or trouble):
@@ -71,7 +71,7 @@ def judge_life(standings: Sequence[Standing], liveness_seconds: float) -> Findin
         first = max(silent, key=lambda s: s.silent)
         return Finding(
             f"{first} does not answer for {first.silent:.0f} s: frozen, or its host out of reach; "
-            f"last heard of in {first.position}{_also(silent)}",
+            f"{_last(first)}{_also(silent)}",
             frozen=tuple(s.rank for s in silent),
         )
     return None
@@ -110,6 +110,10 @@ def _in_trouble(standings: Sequence[Standing]) -> bool:
 def _behind(standing: Standing) -> tuple[int, float]:
     """Sorts those first who are furthest behind: in an earlier step, or stopped earlier."""
     return standing.position.step or 0, -standing.still
+
+
+def _last(standing: Standing) -> str:
+    return f"last heard of in {standing.position}, {standing.silent:.1f} s ago"
 
 
 def _also(alike: Sequence[Standing]) -> str:

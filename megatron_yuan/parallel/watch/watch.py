@@ -8,6 +8,7 @@ be stuck for ever, so this thread does it. The thread makes no tensor and calls 
 from __future__ import annotations
 
 import faulthandler
+import multiprocessing
 import os
 import sys
 import threading
@@ -212,6 +213,8 @@ class Watch:
         self._met.wait(MEET_SECONDS)
         within(STACKS_SECONDS, lambda: self._stacks.dump(finding.text, self._last_error))
         self._wait_for_stacks(link, finding, own)
+        if own and self._rank != 0 and finding.frozen:
+            time.sleep(2 * self._limits.beat)  # the others find it by themselves, and should not find a dead process
         for rank in finding.frozen:
             if rank != self._rank and self._identities[rank].beside(self._identities[self._rank]):
                 self._identities[rank].kill()
@@ -221,6 +224,7 @@ class Watch:
         self._concluded.set()
         if self._raising.wait(RAISE_SECONDS):
             time.sleep(UNWIND_SECONDS)
+        within(1.0, _end_workers)
         within(1.0, _flush)
         os._exit(EXIT_CODE)
 
@@ -245,6 +249,11 @@ class Watch:
         # The training thread may hang while it holds a lock of the logger; then without it.
         if not within(1.0, lambda: logger.error(text)):
             os.write(2, f"{text}\n".encode())
+
+
+def _end_workers() -> None:
+    for child in multiprocessing.active_children():
+        child.kill()  # they would find out after a while, but not if they are frozen too
 
 
 def _flush() -> None:
