@@ -121,10 +121,12 @@ def load_checkpoint(
     optimizer: Mapping[str, Mapping[str, Tensor]] | None = None,
     *,
     cast: bool = False,
+    alive: Callable[[], None] | None = None,
 ) -> None:
     """Fill this rank's weights and optimizer state (None: weights alone), on all ranks or, with one error, on none.
 
     Before anything is read, the weights of all ranks together are held against the checkpoint, tensor by tensor.
+    `alive` is called now and then while reading goes on.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for part in ranks.gather({name: tuple(tensor.shape) for name, tensor in weights.items()}):
@@ -135,7 +137,7 @@ def load_checkpoint(
         places = [checkpoint.places_of_weights(weights, cast=cast)]
         if optimizer is not None:
             places.append(checkpoint.places_of_optimizer(optimizer, cast=cast))
-        checkpoint.read(*places)
+        checkpoint.read(*places, alive=alive)
 
     together(ranks, f"loading {checkpoint.path}", read)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -152,8 +152,8 @@ class Checkpoint:
         progress = Progress(f"verifying {self.path.name}", sum(map(self._size, files)))
         on_threads({file: partial(verify, file) for file in files}, progress)
 
-    def read(self, *several: Targets) -> None:
-        """Fill all targets from their files, several at once."""
+    def read(self, *several: Targets, alive: Callable[[], None] | None = None) -> None:
+        """Fill all targets from their files, several at once; see `Progress` for `alive`."""
 
         def read_file(file: str, into: Mapping[str, Tensor]) -> None:
             record = self.manifest.files[file]
@@ -163,7 +163,7 @@ class Checkpoint:
 
         work = [(file, into) for targets in several for file, into in targets.items()]
         work.sort(key=lambda item: (-self._size(item[0]), item[0]))
-        progress = Progress(f"reading {self.path.name}", sum(self._size(file) for file, _ in work))
+        progress = Progress(f"reading {self.path.name}", sum(self._size(file) for file, _ in work), alive)
         on_threads({f"{at} {file}": partial(read_file, file, into) for at, (file, into) in enumerate(work)}, progress)
 
     def _size(self, file: str) -> int:

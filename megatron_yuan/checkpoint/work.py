@@ -28,8 +28,10 @@ class Stopped(Exception):
 class Progress:
     """Bytes done of bytes in all, counted by many threads, who learn here too that they should stop."""
 
-    def __init__(self, what: str, total: int) -> None:
+    def __init__(self, what: str, total: int, alive: Callable[[], None] | None = None) -> None:
+        """`alive` is called every SAY_EVERY seconds in which something was done."""
         self.what, self.total, self.done = what, total, 0
+        self._alive, self._said = alive, 0
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self._begun = time.monotonic()
 
@@ -39,6 +41,13 @@ class Progress:
             raise Stopped
         with self._lock:
             self.done += nbytes
+
+    def say(self) -> None:
+        """Say how things stand."""
+        log.info("%s", self)
+        if self._alive is not None and self.done > self._said:
+            self._alive()
+        self._said = self.done
 
     def stop(self) -> None:
         """Call the work off: each thread ends at its next count."""
@@ -78,7 +87,7 @@ def on_threads(work: Mapping[str, Callable[[], T]], progress: Progress, threads:
                     raise failure
                 if not waiting:
                     return {name: each.result() for name, each in futures.items()}
-                log.info("%s", progress)
+                progress.say()
         except BaseException:
             progress.stop()
             for each in futures.values():

@@ -59,7 +59,8 @@ class Origin:
             return f"weights of the Hugging Face folder {self.source.path}"
         with_optimizer = config.checkpoint.load_optim and self.goes_on and self.source.has_optimizer
         state = model.optimizer.state() if with_optimizer else None
-        load_checkpoint(self.source, topology, weights, state, cast=not self.goes_on)
+        cast = not self.goes_on
+        load_checkpoint(self.source, topology, weights, state, cast=cast, alive=lambda: topology.pulse.beat("load"))
         if with_optimizer:
             model.optimizer.steps = self.position.optimizer_steps
         else:

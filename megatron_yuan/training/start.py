@@ -50,11 +50,11 @@ def start_run(
     watch = watch or unwatched()
     origin = find_origin(config, topology, sources.tokenizer_sha256)
     model = build_training_model(config, topology)
-    watch.pulse.beat("load")
+    topology.pulse.beat("load")
     # Before the data, whose length depends on where the run stands: what is loaded may not be what was found at first.
     origin, loaded = load_origin(origin, model, config, topology, sources.tokenizer_sha256)
     position = origin.position
-    watch.pulse.beat("data")
+    topology.pulse.beat("data")
     samples = _training_samples(config, sources, position)
     held_out = build_validation_samples(sources, config.data, config.training.seed)
     if config.training.eval_interval and not held_out:
