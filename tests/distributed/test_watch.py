@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,23 +34,33 @@ class End:
         return file.read_text() if file.exists() else ""
 
 
-def job(folder: Path, ranks: int, fault: str, culprit: int, liveness: float = LIVENESS, hang: float = OFF) -> End:
-    """As plain processes: there is no launcher that would end the rest."""
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
-    environment |= {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.distributed.watched", folder, fault, culprit, liveness, hang]
-    processes = [
-        subprocess.Popen(
-            [str(token) for token in command],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=Path(__file__).parents[2],
-        )
-        for rank in range(ranks)
-    ]
+def start(command: list, **environment: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *(str(token) for token in command)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in environment.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def job(
+    folder: Path,
+    ranks: int,
+    fault: str,
+    culprit: int,
+    liveness: float = LIVENESS,
+    hang: float = OFF,
+    patience: float = LIMIT_SECONDS,
+    meanwhile: Callable[[list[int]], None] = lambda pids: None,
+) -> End:
+    """As plain processes: there is no launcher that would end the rest. `patience` is that of collectives."""
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": ranks}
+    command = ["-m", "tests.distributed.watched", folder, fault, culprit, liveness, hang, patience]
+    processes = [start(command, RANK=rank, LOCAL_RANK=rank, **world) for rank in range(ranks)]
     try:
+        meanwhile([process.pid for process in processes])
         deadline = time.monotonic() + LIMIT_SECONDS
         said = [process.communicate(timeout=max(0.1, deadline - time.monotonic()))[0] for process in processes]
         return End([process.returncode for process in processes], said, folder)
@@ -119,3 +131,34 @@ def test_a_mistake_of_the_user_keeps_its_words_and_its_exit_code(tmp_path):
     end = job(tmp_path, 2, "mistake", 1)
     assert end.codes == [PeerError.exit_code, 2], end
     assert end.said[1].splitlines()[-1] == "error: that cannot work"
+
+
+def test_when_collectives_give_up_first_the_rank_they_waited_for_is_named(tmp_path):
+    end = job(tmp_path, 2, "sleep", 1, patience=4)
+    assert end.codes == [PeerError.exit_code] * 2, end
+    assert says(end.said[0], "rank 1 (host ", "stands still", "step 3, forward of microbatch 2"), end
+
+
+def test_a_job_that_is_suspended_as_a_whole_goes_on_when_it_is_resumed(tmp_path):
+    def suspend(pids: list[int]) -> None:
+        while not (tmp_path / "step_2").exists():
+            time.sleep(0.05)
+        for number, seconds in ((signal.SIGSTOP, LIVENESS + 2), (signal.SIGCONT, 0)):
+            for pid in pids:
+                os.kill(pid, number)
+            time.sleep(seconds)
+
+    end = job(tmp_path, 2, "linger", 0, hang=20, meanwhile=suspend)
+    assert end.codes == [0, 0] and not any("rank" in text for text in end.said), end
+
+
+def test_under_torchrun_a_frozen_rank_leaves_nothing_running(tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port()]
+    run = start([*launcher, "-m", "tests.distributed.watched", tmp_path, "stop", 0, LIVENESS, OFF, LIMIT_SECONDS])
+    try:
+        said = run.communicate(timeout=LIMIT_SECONDS)[0]
+    finally:
+        run.kill()
+    assert says(said, "rank 0 (host ", "does not answer", "step 3, forward of microbatch 2"), said
+    commands = [file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline") if file.exists()]
+    assert not [command for command in commands if str(tmp_path).encode() in command]

@@ -1,6 +1,6 @@
 """A rank of a pretended run, as a program: steps of two microbatches with a sum over all ranks, under the watch.
 
-    python -m tests.distributed.watched FOLDER FAULT RANK LIVENESS_SECONDS HANG_SECONDS
+    python -m tests.distributed.watched FOLDER FAULT RANK LIVENESS_SECONDS HANG_SECONDS COLLECTIVES_SECONDS
 
 In the second microbatch of step 3, rank RANK meets with FAULT. It has torch's gloo but no model, so that it starts
 quickly.
@@ -33,6 +33,7 @@ FAULTS: dict[str, Callable[[], object]] = {
     "hold the interpreter": lambda: ctypes.PyDLL(None).sleep(10_000),
     "bug": lambda: 1 // 0,
     "mistake": lambda: _mistake(),
+    "linger": lambda: time.sleep(1),
 }
 
 
@@ -41,20 +42,20 @@ def _mistake() -> None:
 
 
 def main() -> None:
-    folder, fault, culprit, liveness, hang = sys.argv[1:]
+    folder, fault, culprit, liveness, hang, patience = sys.argv[1:]
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=float(patience)))
     topology = Topology(rank, world_size, rank, 0, 1, 1, rank, world_size, torch.device("cpu"), None, dist.group.WORLD)
     watch = connect(topology, Limits(float(liveness), float(hang)), Path(folder))
     try:
         with watch, watch.explaining():
-            train(topology, FAULTS[fault] if rank == int(culprit) else FAULTS["none"])
+            train(topology, Path(folder), FAULTS[fault] if rank == int(culprit) else FAULTS["none"])
     finally:
         dist.destroy_process_group()
 
 
-def train(topology: Topology, fault: Callable[[], object]) -> None:
+def train(topology: Topology, folder: Path, fault: Callable[[], object]) -> None:
     pulse = topology.pulse
     for step in (1, 2, 3, 4):
         pulse.enter_step(step)
@@ -65,6 +66,7 @@ def train(topology: Topology, fault: Callable[[], object]) -> None:
                 time.sleep(1.5)  # longer than from heartbeat to heartbeat
                 fault()
         topology.sum_over_replicas(torch.ones(1))
+        (folder / f"step_{step}").touch()
 
 
 if __name__ == "__main__":

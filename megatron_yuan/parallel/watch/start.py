@@ -33,9 +33,9 @@ def limits_of(parallel: ParallelConfig, world_size: int) -> Limits:
     """In seconds. A hang is found before collectives give up for its sake and name nobody."""
     hang = 60 * parallel.hang_timeout_in_mins
     if world_size == 1:
-        return Limits(0.0, hang)
+        return Limits(liveness=0.0, hang=hang)
     give_up = 60 * parallel.distributed_timeout_minutes
-    return Limits(parallel.liveness_timeout_in_secs, min(hang, BEFORE_COLLECTIVES_GIVE_UP * give_up))
+    return Limits(parallel.liveness_timeout_in_secs, min(hang, BEFORE_COLLECTIVES_GIVE_UP * give_up), world_size)
 
 
 def connect(topology: Topology, limits: Limits, run_folder: Path | None) -> Watch:

@@ -29,7 +29,7 @@ from megatron_yuan.parallel.watch.stacks import Stacks, within
 from megatron_yuan.parallel.watch.verdict import Farewell, Finding, judge_life, judge_pace
 
 EXIT_CODE = PeerError.exit_code
-STARVED_SECONDS = 3.0  # a wait that takes so much longer than asked: this process, or the whole job, was stopped
+RANKS_A_SECOND = 64
 MEET_SECONDS = 0.5  # a collective fails at once where the process at its other end has died
 STACKS_SECONDS = 5.0  # for all ranks to write their stacks
 PATIENCE_SECONDS = 8.0  # of a rank whose collective failed, for the name of the culprit
@@ -43,11 +43,18 @@ class Limits:
 
     liveness: float
     hang: float
+    ranks: int = 1
 
     @property
     def beat(self) -> float:
-        """Between heartbeats."""
-        return min(1.0, self.liveness / 4) if self.liveness else 1.0
+        """Between heartbeats. Rank 0 spends about 20 us on each of another rank, so many ranks beat less often."""
+        rest = max(1.0, self.ranks / RANKS_A_SECOND)
+        return min(rest, (self.liveness or 30.0) / 6)
+
+    @property
+    def starved(self) -> float:
+        """A wait that takes so much longer than asked: this process, or the whole job, was stopped for a while."""
+        return min(3.0, self.liveness / 3) if self.liveness else 3.0
 
 
 class Watch:
@@ -150,7 +157,7 @@ class Watch:
                 next_beat = now + self._limits.beat
             heard = link.exchange(next_beat - now)
             after = time.monotonic()
-            if after - next_beat > STARVED_SECONDS:
+            if after - next_beat > self._limits.starved:
                 self._book.forgive(after)
             if not self._take(heard, after):
                 return
@@ -167,7 +174,7 @@ class Watch:
             self._position, self._beats = position, self._beats + 1
         self._book.move(self._rank, self._beats, position, now)
         self._take(link.send({"beats": self._beats, "at": position}), now)
-        if self._limits.liveness:
+        if self._limits.liveness and position.step is not None:
             # Without this thread, as where an extension never lets go of the interpreter: stacks all the same.
             faulthandler.dump_traceback_later(self._limits.liveness, file=sys.__stderr__ or sys.stderr)
 

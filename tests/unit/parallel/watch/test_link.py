@@ -14,9 +14,9 @@ from megatron_yuan.parallel.watch.link import Heard, Hub, Link, Member
 TOKEN = "t"
 
 
-@pytest.fixture
-def hub():
-    hub = Hub(TOKEN, loopback=True)
+@pytest.fixture(params=[True, False], ids=["loopback", "network"])
+def hub(request):
+    hub = Hub(TOKEN, loopback=request.param)
     yield hub
     hub.close()
 

@@ -82,6 +82,12 @@ def test_who_is_silent_is_frozen_and_to_be_killed():
     assert "step 12, forward of microbatch 2" in finding.text
 
 
+def test_before_the_first_step_an_extension_may_be_silent_until_collectives_give_up():
+    building = rank(1, at(None, "start"), silent=300.0, still=300.0)
+    assert verdict(rank(0, at(None, "start (barrier)", waits=True)), building) is None
+    assert "rank 1" in text(rank(0, at(None, "start (barrier)", waits=True), farewell="lost contact"), building)
+
+
 def test_who_is_gone_without_a_word_is_dead():
     found = text(rank(0, RECEIVING), rank(1, FORWARD, gone=True))
     assert "rank 1 (host h1, process 100) is dead" in found and "step 12, forward of microbatch 2" in found
