@@ -46,9 +46,15 @@ def test_what_one_says_the_other_hears_and_the_end_of_a_process_is_heard_at_once
     assert heard_by(hub, 1) == [Heard(3, None)]
 
 
-@pytest.mark.parametrize(
-    "words", [b"GET / HTTP/1.1\r\n\r\n", b'{"token": "guess", "rank": 1}\n', b"[]\n", b"x" * 70_000]
-)
+STRANGERS = {
+    "browser": b"GET / HTTP/1.1\r\n\r\n",
+    "guess": b'{"token": "guess", "rank": 1}\n',
+    "list": b"[]\n",
+    "flood": b"x" * 70_000,
+}
+
+
+@pytest.mark.parametrize("words", STRANGERS.values(), ids=STRANGERS)
 def test_a_stranger_is_shut_out_and_not_heard(hub, words):
     with socket.create_connection(("127.0.0.1", hub.port)) as stranger:
         stranger.sendall(words)
