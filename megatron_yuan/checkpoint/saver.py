@@ -83,7 +83,7 @@ class CheckpointSaver:
     def close(self) -> None:
         """Wait for a write under way; fails as `poll` does."""
         if self._under_way is not None:
-            log.info("waiting for the disk: %s", self._under_way.progress)
+            log.info("%s", self._under_way.progress)
             self._settle(self._under_way)
 
     def abandon(self) -> None:
