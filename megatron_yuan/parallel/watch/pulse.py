@@ -20,7 +20,7 @@ class Position(NamedTuple):
 
     def __str__(self) -> str:
         """In words, as in 'step 12, forward of microbatch 2'."""
-        step = "before the first step" if self.step is None else f"step {self.step}"
+        step = "its start" if self.step is None else f"step {self.step}"
         return f"{step}, {self.phase}" + ("" if self.microbatch is None else f" of microbatch {self.microbatch}")
 
 

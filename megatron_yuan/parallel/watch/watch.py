@@ -161,6 +161,8 @@ class Watch:
                 self._book.forgive(after)
             if not self._take(heard, after):
                 return
+            if any(message is not None and "token" in message for _, message in heard):
+                next_beat = after  # a new one should not wait for its first word
             if self._farewell is not None and not self._parted.is_set():
                 self._say_farewell(link, after)
             told, self._finding = self._finding, self._finding or self._judge(after)
