@@ -287,7 +287,10 @@ def _parse_header(text: bytes, room: int, path: Path) -> dict[str, TensorSpec]:
         offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
         if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(strict_json.is_count, offsets))):
             raise DamagedError(f"{source} has no valid data_offsets")
-        spec = TensorSpec.from_json(entry.get("dtype"), entry.get("shape"), source)
+        try:
+            spec = TensorSpec.from_json(entry.get("dtype"), entry.get("shape"), source)
+        except CheckpointError as error:
+            raise DamagedError(str(error)) from None
         if spec.nbytes != offsets[1] - offsets[0]:
             raise DamagedError(f"{source} of shape {list(spec.shape)} does not fit its {offsets[1] - offsets[0]} bytes")
         places.append((offsets[0], offsets[1], name, spec))

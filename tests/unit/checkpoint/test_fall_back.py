@@ -154,3 +154,16 @@ def test_damage_that_only_another_rank_sees_is_that_hosts_fault_and_nothing_is_r
 def test_where_latest_names_one_that_is_gone_the_newest_before_it_is_taken(thrice: Path) -> None:
     (thrice / "checkpoints" / "latest").write_text("iter_0000250\n")
     assert open_checkpoint(thrice).run_state.step == 200
+
+
+@pytest.mark.parametrize("bit", [1, 4, 64])
+def test_a_bit_turned_anywhere_in_a_header_is_damage_and_no_other_error(thrice: Path, bit: int) -> None:
+    file = thrice / NEWEST / "model" / "head.safetensors"
+    content = bytearray(file.read_bytes())
+    found = open_checkpoint(thrice)
+    for at in range(8 + int.from_bytes(content[:8], "little")):
+        content[at] ^= bit
+        file.write_bytes(content)
+        with pytest.raises(DamagedError):
+            found.read_weights(["final_norm.weight"])
+        content[at] ^= bit
