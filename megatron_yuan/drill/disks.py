@@ -6,7 +6,6 @@ import itertools
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +32,7 @@ def fill_disk(trial: Trial, stage: Stage) -> None:
                 trial.start([{"do": "roomy"}] if blind else [])
             session = trial.session
             trial.await_training(since=since)
-            time.sleep(random_delay(trial, stage) / 2)
+            trial.pause(random_delay(trial, stage) / 2)
             one = max(_bytes_below(each) for each in evidence.checkpoint_steps(trial.run).values())
             left = trial.draw.randrange(one)
             detail = f"disk full but for {left:,} of {one:,} bytes" + (", the system denying it" if blind else "")

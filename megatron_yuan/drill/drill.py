@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +66,7 @@ class Drill:
 
     def _make_unbroken(self, layout: Layout, asynchronous: bool) -> Unbroken:
         folder = self.folder / f"unbroken.{layout}{'.async' if asynchronous else ''}"
+        shutil.rmtree(folder, ignore_errors=True)
         flags = ["--async-save"] if asynchronous else []
         trial = Trial(folder, self.rig, layout, random.Random(0), flags)
         try:
@@ -80,8 +81,11 @@ class Drill:
         points = sorted({Point(each["rank"], each["when"], each["point"]) for each in found}, key=repr)
         return Unbroken(trial.run, (times[-1] - times[0]) / len(times), points)
 
-    def play(self, scene: Scene, tries: int | None = None) -> Played:
-        """Play one scene, with as many faults as its kind has or `tries`; whatever goes wrong is in the result."""
+    def play(self, scene: Scene, tries: int | None = None, points: Sequence[Point] = ()) -> Played:
+        """Play one scene, with as many faults as its kind has or `tries`; whatever goes wrong is in the result.
+
+        `points`: where to die, instead of drawn ones.
+        """
         played, started = Played(scene, skipped=scene.kind.unsupported), time.monotonic()
         if played.skipped:
             return played
@@ -89,7 +93,7 @@ class Drill:
         shutil.rmtree(folder, ignore_errors=True)
         trial = Trial(folder, self.rig, scene.layout, scene.random(), scene.kind.flags)
         try:
-            scene.kind.play(trial, self._stage(scene, tries or scene.kind.tries))
+            scene.kind.play(trial, self._stage(scene, tries or scene.kind.tries, points))
         except Unsupported as reason:
             played.skipped = str(reason)
         except Exception as error:
@@ -107,13 +111,13 @@ class Drill:
             shutil.rmtree(folder, ignore_errors=True)
         return played
 
-    def _stage(self, scene: Scene, tries: int) -> Stage:
+    def _stage(self, scene: Scene, tries: int, points: Sequence[Point]) -> Stage:
         unbroken = self.unbroken(scene.layout, scene.kind.asynchronous)
-        points = list(unbroken.points)
-        random.Random(f"points/{scene.seed}/{scene.layout}").shuffle(points)
+        every = list(unbroken.points)
+        random.Random(f"points/{scene.seed}/{scene.layout}").shuffle(every)
         # One list for each layout, of which each trial takes its part, so that in time every point has its turn.
         first = (scene.number // len(scene.kind.layouts)) * tries
-        chosen = [points[(first + turn) % len(points)] for turn in range(tries)]
+        chosen = points or [every[(first + turn) % len(every)] for turn in range(tries)]
         return Stage(unbroken.run, unbroken.step_seconds, tries, self.slow_save_seconds, chosen)
 
     def play_all(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,8 +52,7 @@ def _kill_workers(trial: Trial, stage: Stage, choose: Callable[[list[int]], list
     session, since = trial.start(restarts=stage.tries), 0.0
     for attempt in range(stage.tries):
         trial.await_training(attempt, since)
-        delay = random_delay(trial, stage)
-        time.sleep(delay)
+        delay = trial.pause(random_delay(trial, stage))
         pids = [each["pid"] for each in session.started(attempt)]
         chosen = choose(pids)
         ranks = ", ".join(str(pids.index(pid)) for pid in chosen)
@@ -85,8 +83,7 @@ def kill_job(trial: Trial, stage: Stage) -> None:
 
 def die_with_launcher(trial: Trial, stage: Stage, what: str = "") -> Moment:
     """SIGKILL to everything after a random time."""
-    delay, session = random_delay(trial, stage), trial.session
-    time.sleep(delay)
+    delay, session = trial.pause(random_delay(trial, stage)), trial.session
 
     def strike() -> None:
         for pid in [session.launcher.pid, *session.alive()]:

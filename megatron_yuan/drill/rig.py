@@ -67,5 +67,5 @@ def make_rig(folder: Path, steps: int = STEPS) -> Rig:
     documents = [" ".join(draw.choices(words, k=draw.randint(5, _WORDS))) for _ in range(_DOCUMENTS)]
     text.write_text("".join(json.dumps({"text": each}) + "\n" for each in documents))
     train_tokenizer([text], model, _VOCABULARY)
-    preprocess([text], folder / "set", Tokenizer(model), append_eod=True)
+    preprocess([text], folder / "set", Tokenizer(model), append_eod=True, overwrite=True)
     return Rig(folder / "set_text_document", model, steps)

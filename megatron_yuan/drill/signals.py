@@ -23,8 +23,7 @@ def terminate(trial: Trial, stage: Stage) -> None:
     since = 0.0
     for _ in range(stage.tries):
         trial.await_training(since=since)
-        delay = random_delay(trial, stage)
-        time.sleep(delay)
+        delay = trial.pause(random_delay(trial, stage))
         session = trial.session
         target = trial.draw.choice(["the launcher", "all ranks", "one rank"])
         pids = session.alive()
@@ -84,8 +83,7 @@ def freeze_one(trial: Trial, stage: Stage) -> None:
     session, since = trial.start(restarts=stage.tries), 0.0
     for attempt in range(stage.tries):
         trial.await_training(attempt, since)
-        delay = random_delay(trial, stage)
-        time.sleep(delay)
+        delay = trial.pause(random_delay(trial, stage))
         chosen = trial.draw.choice(session.started(attempt))
         detail = f"SIGSTOP to rank {chosen['rank']}, {delay:.2f} s into training"
         before = trial.strike(detail, lambda: signal_process(chosen["pid"], signal.SIGSTOP), attempt)  # noqa: B023

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +12,8 @@ from pathlib import Path
 
 from megatron_yuan.drill import evidence
 from megatron_yuan.drill.evidence import History
-from megatron_yuan.drill.rig import Layout, Rig
-from megatron_yuan.drill.session import Order, Session
+from megatron_yuan.drill.rig import SAVE_INTERVAL, Layout, Rig
+from megatron_yuan.drill.session import Order, Session, signal_process
 
 START_SECONDS = 240.0  # patience with the start of the program, on a machine that has other things to do
 END_SECONDS = 60.0  # after a fault all processes of the attempt must be gone within this
@@ -81,6 +83,12 @@ class Trial:
         if not self.session.wait(trains, START_SECONDS):
             raise RuntimeError(f"attempt {attempt} trains nothing within {START_SECONDS:.0f} s")
 
+    def pause(self, seconds: float) -> float:
+        """Let the run go on for so long, or nearly to its end where that comes first; returns the seconds it was."""
+        started, near_end = time.monotonic(), self.rig.steps - SAVE_INTERVAL
+        self.session.wait(lambda: History.of(self.run).position >= near_end, seconds)
+        return time.monotonic() - started
+
     def moment(self, attempt: int = 0) -> Moment:
         """How things stand now."""
         return Moment(time.time(), attempt, evidence.durable_step(self.run), History.of(self.run).position)
@@ -98,7 +106,11 @@ class Trial:
         session = self.session
         outcome.by_itself = session.wait(lambda: not session.alive(before.attempt), seconds)
         if not outcome.by_itself:
-            outcome.problems.append(f"processes {session.alive(before.attempt)} still there after {seconds:.0f} s")
+            left = session.alive(before.attempt)
+            outcome.problems.append(f"processes {left} still there after {seconds:.0f} s")
+            for pid in left:
+                signal_process(pid, signal.SIGUSR2)  # for the stacks, among what it prints
+            time.sleep(1)
             session.end()
         outcome.end_seconds = time.time() - before.time
         for path in evidence.checkpoint_steps(self.run).values():
@@ -153,7 +165,8 @@ class Trial:
             session.end()
 
 
-def _last_lines(text: str, count: int = 6) -> str:
-    """For a message: the end of an output, the launcher's own table of failures left out."""
+def _last_lines(text: str, count: int = 4) -> str:
+    """For a message: what was said of errors, or the end of an output; what the launcher says of itself is left out."""
     lines = [line for line in text.split("=====")[0].splitlines() if line.strip() and "elastic" not in line]
-    return " | ".join(lines[-count:])[-600:]
+    errors = [line for line in lines if re.match(r"(\[rank\d+\]: )?(error:|\w*Error\b)", line)]
+    return " | ".join((errors or lines)[-count:])[-600:]
