@@ -1,10 +1,13 @@
 """Measure speed in one process, where the time goes, and the machine's own limit beside it.
 
-python tools/benchmark.py --preset bench-cpu [--part step|moe|router] [--peers] [--rounds N] [--json FILE]
+python tools/benchmark.py --preset bench-cpu [--part step|moe|router|checkpoint] [--peers] [--rounds N] [--json FILE]
     [any flag of pretrain_yuan_moe.py]
 
 step (default): a training step by part. moe: the mixture-of-experts layer alone, in float32 and bfloat16, with real and
-with forced-balanced routing. router: the attention router's arithmetic beside the naive formula. --peers adds Hugging
+with forced-balanced routing. router: the attention router's arithmetic beside the naive formula.
+checkpoint: saving, loading and saving behind of a model of --parameters N (200e6), on the disk of --save FOLDER, beside
+cp, sha256, memcpy and torch.distributed.checkpoint.
+--peers adds Hugging
 Face transformers' Mixtral (installed apart) to the first two.
 """
 
@@ -18,7 +21,7 @@ from typing import Any
 from megatron_yuan.config.load import parse
 from megatron_yuan.errors import ConfigError, run_command_line
 
-PARTS = ("step", "moe", "router")
+PARTS = ("step", "moe", "router", "checkpoint")
 
 
 def main() -> None:
@@ -28,18 +31,35 @@ def main() -> None:
         print(__doc__)
     part, rounds = _take(arguments, "--part", "step"), _take(arguments, "--rounds", "5")
     output = _take(arguments, "--json", "")
+    parameters = _take(arguments, "--parameters", "200e6")
     if part not in PARTS:
         raise ConfigError(f"part is {part!r}, but must be one of {', '.join(PARTS)}.")
     if not rounds.isdigit() or int(rounds) < 1:
         raise ConfigError(f"rounds is {rounds!r}, but must be a whole number, at least 1.")
     config = parse([argument for argument in arguments if argument != "--peers"]).config
 
-    from megatron_yuan.benchmark import reports
+    result: dict[str, Any]
+    if part == "checkpoint":
+        from megatron_yuan.benchmark import checkpoints
 
-    report = {"step": reports.step, "moe": reports.moe, "router": reports.router}[part]
-    result: dict[str, Any] = report(config, int(rounds), "--peers" in arguments)
+        result = checkpoints.report(_count(parameters), int(rounds), config.checkpoint.save)
+    else:
+        from megatron_yuan.benchmark import reports
+
+        report = {"step": reports.step, "moe": reports.moe, "router": reports.router}[part]
+        result = report(config, int(rounds), "--peers" in arguments)
     if output:
         Path(output).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _count(text: str) -> int:
+    try:
+        count = float(text)
+    except ValueError:
+        count = 0.0
+    if not 1e5 <= count <= 1e13:
+        raise ConfigError(f"parameters is {text!r}, but must be a number from 1e5 up, such as 200e6.")
+    return int(count)
 
 
 def _take(arguments: list[str], flag: str, default: str) -> str:

@@ -55,6 +55,11 @@ class CheckpointSaver:
         self._under_way: SaveBehind | None = None
         self._begun = 0.0
 
+    @property
+    def staged_bytes(self) -> int:
+        """Host memory held for what is written behind."""
+        return self._buffers.nbytes
+
     def save(
         self, run_state: RunState, weights: Mapping[str, Tensor], optimizer: Mapping[str, Mapping[str, Tensor]]
     ) -> None:
@@ -69,7 +74,7 @@ class CheckpointSaver:
         order = agree(self.folder, self._ranks, run_state, weights, optimizer, self._config_text, self._tokenizer)
         if self._background:
             order = self._staged(order)
-            seconds, held = time.monotonic() - self._begun, self._buffers.nbytes / 1e9
+            seconds, held = time.monotonic() - self._begun, self.staged_bytes / 1e9
             log.info("staged %s in %.2f s (%.2f GB of host memory)", order.pending.final.name, seconds, held)
         self._under_way = SaveBehind(order, self._ranks, self._retention)
         if not self._background:
