@@ -84,3 +84,14 @@ def test_a_run_needs_data_and_fim_a_tokenizer() -> None:
     with pytest.raises(ConfigError, match="tokenizer-model is unset"):
         validate_run(config(data_path=("a",), fim_rate=0.5))
     validate_run(config(data_path=("a",)))
+
+
+def test_what_is_retained_must_be_saved_and_not_nothing() -> None:
+    with pytest.raises(ConfigError, match="save-retain is 0, but must be at least 1; change --save-retain"):
+        validate(config(save_retain=0))
+    for interval in (0, 300):
+        with pytest.raises(
+            ConfigError, match=f"save-retain-interval 1000 is not a multiple of save-interval {interval}"
+        ):
+            validate(config(save_retain_interval=1000, save_interval=interval))
+    validate(config(save_retain=1, save_retain_interval=1000, save_interval=500))
