@@ -29,10 +29,10 @@ class RowByRow(TorchFunctionMode):
     """Compute F.linear of R rows as R products of one."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
-        """Take linear apart, let the rest through."""
-        if func is F.linear and args[0].dim() == 2 and args[0].shape[0] > 1:
+        """Take linear apart, let the rest through. Rows are copied: where one lies in memory changes its last bits."""
+        if func is F.linear and args[0].dim() == 2 and args[0].shape[0] > 0:
             x_RH, *rest = args
-            return torch.cat([F.linear(row_1H, *rest, **(kwargs or {})) for row_1H in x_RH.split(1)])
+            return torch.cat([F.linear(row_1H.clone(), *rest, **(kwargs or {})) for row_1H in x_RH.split(1)])
         return func(*args, **(kwargs or {}))
 
 
@@ -49,10 +49,11 @@ def experts_as(model: nn.Module, kind: ExpertsKind) -> Iterator[None]:
 
 
 @contextmanager
-def some_dropout(model: nn.Module) -> Iterator[None]:
-    """Every dropout of `model` at work: with its own probability, or a small one where that is 0."""
+def as_in_training(model: nn.Module) -> Iterator[None]:
+    """Training mode, and every dropout of `model` at work: with its own probability, or a small one where that is 0."""
     with ExitStack() as stack:
         for module in model.modules():
+            stack.enter_context(replaced(module, "training", True))
             if getattr(module, "dropout", None) == 0.0:
                 stack.enter_context(replaced(module, "dropout", AUDIT_DROPOUT))
         yield

@@ -2,17 +2,19 @@
 
 Shapes: B batch, S sequence, H hidden.
 
-For several lengths, in whole rows and with documents apart, in evaluation and with training's random draws:
+For several lengths, in whole rows and with documents apart, in evaluation, and in training mode with random draws:
 - Values. A clean pass is remembered at every part, a pass with some tokens changed is held against it. To the bit,
   except for what leaves the routed experts on their fast path, and attention where an <eod> came or went: there sums
-  are taken in another order when the number of rows (or the length of a document's bucket) changes.
+  are taken in another order when the number of rows (or the length of a document's bucket) changes. In evaluation every
+  position is changed once (sweep), in training a few.
 - Gradients of what leaves each part, at tokens that must not feel the others, by everything at those others: exactly 0.
 - Company. Rows in another order, or alone, give what they gave, within rounding.
 - The whole model, without mending: logits, to the bit with looped experts, and their gradient by the embeddings. On the
   fast path the experts' rounding is amplified from layer to layer, so logits are held against that (comparisons.py).
 
 Each part is judged given clean inputs (visitors.py), so a part that is named is one that leaks by itself.
-Balance losses are left out: they are sums over all tokens, and no output depends on them.
+Balance losses are sums over all tokens; they are made, but weigh nothing, and no output may depend on them.
+Not run here: generation with a cache, whose tests hold it against whole rows.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from megatron_yuan.audit.arithmetic import ExpertsKind, experts_as, replaced, some_dropout
+from megatron_yuan.audit.arithmetic import ExpertsKind, as_in_training, experts_as, replaced
 from megatron_yuan.audit.comparisons import (
     check_labels,
     compare_company,
@@ -32,7 +34,7 @@ from megatron_yuan.audit.comparisons import (
     watch_gradients,
 )
 from megatron_yuan.audit.forward import Audited
-from megatron_yuan.audit.probes import ROWS, Setting, clean_stream, probes
+from megatron_yuan.audit.probes import ROWS, Setting, clean_stream, probes, sweep
 from megatron_yuan.audit.report import Report
 from megatron_yuan.audit.taps import Taps
 from megatron_yuan.audit.visitors import Recorder
@@ -69,10 +71,10 @@ def audit_causality(
         for setting in _settings(lengths or trap_lengths(config), experts):
             progress(setting)
             report.settings.append(setting)
-            with experts_as(model, setting.experts), ExitStack() as dropout:
+            with experts_as(model, setting.experts), ExitStack() as mode:
                 if setting.training:
-                    dropout.enter_context(some_dropout(model))
-                _audit_setting(audited, setting, seed, report)
+                    mode.enter_context(as_in_training(model))
+                _audit_setting(audited, setting, seed, report, everywhere=setting.experts == experts[-1])
     return report
 
 
@@ -98,7 +100,7 @@ def _settings(lengths: Sequence[int], experts: Sequence[ExpertsKind]) -> list[Se
     return made
 
 
-def _audit_setting(audited: Audited, setting: Setting, seed: int, report: Report) -> None:
+def _audit_setting(audited: Audited, setting: Setting, seed: int, report: Report, everywhere: bool) -> None:
     vocabulary = audited.model.config.vocab_size
     clean_BS1 = clean_stream(setting, vocabulary, audited.eod_id, seed)
     changes = probes(setting, clean_BS1, vocabulary, audited.eod_id)
@@ -117,6 +119,10 @@ def _audit_setting(audited: Audited, setting: Setting, seed: int, report: Report
         with _running(setting, report):
             compare_values(audited, setting, clean, probe, report)
             watch_gradients(audited, setting, clean_BS1, probe, report)
+    if everywhere and not setting.training:
+        for probe in sweep(setting, clean_BS1, vocabulary, audited.eod_id, seed):
+            with _running(setting, report):
+                compare_values(audited, setting, clean, probe, report)
     for rows in ([2, 0, 1], [1]):
         with _running(setting, report):
             compare_company(audited, setting, clean, clean_BS1, rows, report)

@@ -21,6 +21,7 @@ from megatron_yuan.model import context as contexts
 from megatron_yuan.model import loss as losses
 from megatron_yuan.model.context import TokenContext
 from megatron_yuan.model.model import YuanModel
+from megatron_yuan.model.moe.balance import Balance
 
 
 class Pass(NamedTuple):
@@ -83,6 +84,10 @@ class Audited:
             return self.model(ids_BS)
         return self.run(setting, stream_BS1, visitor).logits_BSV
 
+    def _balance(self) -> Balance:
+        """Balance losses are made, and weigh nothing: outputs are not to depend on them."""
+        return Balance(torch.zeros((), device=self.device), lambda _layer, load_E: load_E)
+
     def _context(self, setting: Setting, batch: batches.Batch, keys: list[int]) -> TokenContext:
         start_BS = batch.document_start
         if start_BS is not None:
@@ -94,6 +99,7 @@ class Audited:
             self.model.final_norm.weight.dtype,
             document_start_BS=start_BS,
             sample_keys=keys if setting.training else None,
+            balance=self._balance() if setting.training else None,
         )
         cos = self.taps.through(POSITIONS, "out", context.cos, "cos")
         sin = self.taps.through(POSITIONS, "out", context.sin, "sin")

@@ -8,6 +8,7 @@ next <eod>. Everything else must stay: what is before t, and the other rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from megatron_yuan.audit.arithmetic import ExpertsKind
 from megatron_yuan.model.randomness import generator
 
 ROWS = 3
+MAX_CUTS = 128
 SAMPLE_KEYS = (1009, 2003, 4001)
 
 
@@ -86,6 +88,17 @@ def probes(setting: Setting, clean: Tensor, vocabulary: int, eod_id: int) -> lis
         plans += [(S // 3 - 1, S // 2 - 1, S // 4 - 1), (S // 6, S // 2, 0)]
     made = [_probe(setting, clean, plan, vocabulary, eod_id, put_eod=i == 3) for i, plan in enumerate(plans)]
     return made
+
+
+def sweep(setting: Setting, clean: Tensor, vocabulary: int, eod_id: int, seed: int) -> Iterator[Probe]:
+    """A change at every position after the first, one after another, in all rows; of longer rows at some, drawn.
+
+    For what goes wrong at few positions only, as at the border of a tile.
+    """
+    random = generator(torch.device("cpu"), seed, setting.sequence)
+    cuts = torch.randperm(setting.sequence - 1, generator=random)[:MAX_CUTS] + 1
+    for t in cuts.sort().values.tolist():
+        yield _probe(setting, clean, (t,) * ROWS, vocabulary, eod_id, put_eod=False)
 
 
 def _probe(

@@ -127,3 +127,10 @@ def test_rounding_that_layers_amplify_is_no_leak() -> None:
     model = model_of(num_layers=6, init_method_std=2.0)
     report = audit_causality(model, [LENGTH], experts=["grouped"])
     assert report.clean, report.text()
+
+
+def test_where_a_row_lies_in_memory_raises_no_alarm() -> None:
+    """At such widths a row's last bits depend on its address."""
+    model = model_of(hidden_size=66, ffn_hidden_size=7, num_experts=8, moe_router_topk=1, num_layers=2)
+    report = audit_causality(model, [16], experts=["looped"])
+    assert report.clean, report.text()

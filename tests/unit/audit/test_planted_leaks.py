@@ -268,3 +268,52 @@ def test_experts_that_are_fused_into_their_layer_are_no_leak(monkeypatch: pytest
     monkeypatch.setattr(MoELayer, "mix", fused)
     report = audit(model_of(num_layers=2))
     assert report.clean, report.text()
+
+
+def test_a_leak_at_one_position_alone() -> None:
+    """As at the border of a tile."""
+
+    def halo(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def call(u_BSH: Tensor, *rest: Any) -> Any:
+            y_BSH, state = forward(u_BSH, *rest)
+            border_S1 = (torch.arange(y_BSH.shape[1]) == 4).unsqueeze(1)
+            return y_BSH + 0.1 * border_S1 * ahead(y_BSH), state
+
+        return call
+
+    model = model_of()
+    plant(model, "layers.1.attention.filter", "forward", halo)
+    report = audit(model, 11)
+    assert {leak.name for leak in report.leaks} == {"layer 1, localized filter"}
+
+
+def test_a_leak_in_training_mode_alone() -> None:
+    model = model_of()
+    router = model.layers["1"].moe.router  # type: ignore[union-attr]
+    logits = router.logits
+    router.logits = lambda x_TH: logits(x_TH) - (logits(x_TH).mean(dim=0) if router.training else 0.0)
+    report = audit(model)
+    assert report.first is not None and report.first.name == "layer 1, router scores"
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_leak_where_balance_losses_are_made() -> None:
+    def mixed(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def call(x_BSH: Tensor, context: contexts.TokenContext) -> Any:
+            y_BSH, stats = forward(x_BSH, context)
+            return y_BSH if context.balance is None else y_BSH + 0.1 * ahead(y_BSH), stats
+
+        return call
+
+    model = model_of()
+    plant(model, "layers.1.moe", "forward", mixed)
+    report = audit(model)
+    assert report.first is not None and report.first.layer == 1
+
+
+def test_a_model_that_looks_ahead_as_a_whole_is_not_taken_for_one_of_tipped_choices() -> None:
+    model = model_of()
+    forward = model.forward
+    model.forward = lambda ids_BS, *rest: forward(ids_BS.flip(1), *rest)
+    report = audit(model)
+    assert {leak.name for leak in report.leaks} == {"whole model"} and report.tipped == 0
