@@ -7,8 +7,7 @@ step (default): a training step by part. moe: the mixture-of-experts layer alone
 with forced-balanced routing. router: the attention router's arithmetic beside the naive formula.
 checkpoint: saving, loading and saving behind of a model of --parameters N (200e6), on the disk of --save FOLDER, beside
 cp, sha256, memcpy and torch.distributed.checkpoint.
---peers adds Hugging
-Face transformers' Mixtral (installed apart) to the first two.
+--peers adds Hugging Face transformers' Mixtral (installed apart) to the first two.
 """
 
 from __future__ import annotations
@@ -34,7 +33,9 @@ def main() -> None:
     parameters = _take(arguments, "--parameters", "200e6")
     if part not in PARTS:
         raise ConfigError(f"part is {part!r}, but must be one of {', '.join(PARTS)}.")
-    if not rounds.isdigit() or int(rounds) < 1:
+    if output and not Path(output).parent.is_dir():
+        raise ConfigError(f"json is {output}, but there is no folder {Path(output).parent}; make it, or name another.")
+    if not (rounds.isascii() and rounds.isdigit()) or int(rounds) < 1:
         raise ConfigError(f"rounds is {rounds!r}, but must be a whole number, at least 1.")
     config = parse([argument for argument in arguments if argument != "--peers"]).config
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from megatron_yuan.config.load import parse
+from megatron_yuan.config.schema import Config
 from megatron_yuan.config.validate import validate, validate_run
 from megatron_yuan.errors import ConfigError, run_command_line
 from megatron_yuan.log import console
@@ -34,11 +35,14 @@ def main() -> None:
     base = parse(flags).config
     validate_run(base)
     study = Path(arguments.output)
+    if study.exists() and not study.is_dir():
+        raise ConfigError(f"output is {study}, which is a file; name a folder, new or of this study.")
     arrangements = [parse_arrangement(name) for name in arguments.routers.split(",")]
     cells = plan_cells(
         arrangements, [_count(each, "experts") for each in arguments.experts.split(",")], arguments.seeds, base
     )
-    check_equal_parameters(cells, base)
+    check_equal_parameters([*cells, *(run.cell for run in found_cells(study))], base)
+    check_measurable(base)
     runs = open_cells(cells, base, study)
     for run in runs:
         validate(run.config)
@@ -66,6 +70,20 @@ def read_arguments() -> tuple[argparse.Namespace, list[str]]:
     for name in ("seeds", "jobs"):
         _count(str(getattr(arguments, name)), name)
     return arguments, flags
+
+
+def check_measurable(base: Config) -> None:
+    """ConfigError, before a night's training, where at its end there would be no held-out loss."""
+    from megatron_yuan.data.datasets import build_validation_samples, open_sources
+
+    if base.training.exit_interval is not None:
+        raise ConfigError("exit-interval would end cells before they are done; drop it.")
+    sources = open_sources(base.data, base.model.vocab_size)
+    if not build_validation_samples(sources, base.data, base.training.seed):
+        raise ConfigError(
+            f"split {base.data.split} leaves no set a validation part that fills a sample, but what is compared is the "
+            "held-out loss;\ngive --split such as 95,5,0, or --valid-data-path."
+        )
 
 
 def train(runs: Sequence[CellRun], jobs: int) -> None:
@@ -116,7 +134,7 @@ def report(runs: Sequence[CellRun], study: Path) -> None:
 
 
 def _count(text: str, name: str) -> int:
-    if not text.strip().isdigit() or int(text) < 1:
+    if not (text.strip().isascii() and text.strip().isdigit()) or int(text) < 1:
         raise ConfigError(f"{name} is {text!r}, but must be a whole number, at least 1.")
     return int(text)
 

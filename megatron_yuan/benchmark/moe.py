@@ -60,9 +60,10 @@ class LayerBench:
 
     @property
     def imbalance(self) -> float:
-        """Busiest expert over the mean one."""
-        ids = self.routing.experts_TK.flatten()
-        load_E = torch.bincount(ids[ids >= 0], minlength=self.layer.router.num_experts)
+        """Busiest expert over the mean one, by the rows that are computed."""
+        routing = self.routing
+        ends_E = plan_dispatch(routing.experts_TK, self.layer.router.num_experts, routing.rows).ends_E
+        load_E = ends_E.diff(prepend=ends_E.new_zeros(1))
         return float(load_E.max() / load_E.float().mean())
 
     def parts(self) -> dict[str, Callable[[], None]]:
@@ -89,7 +90,11 @@ class LayerBench:
         def combine() -> None:
             unpermute(rows_RH.detach().requires_grad_(), plan).backward(upstream_TH)
 
-        return {"route": route, "dispatch": dispatch, "experts": experts, "combine": combine}
+        parts = {"route": route, "dispatch": dispatch, "experts": experts, "combine": combine}
+        shared = layer.shared_experts
+        if shared is not None:
+            parts["shared experts"] = lambda: shared(x_TH.detach().requires_grad_()).backward(upstream_TH)
+        return parts
 
 
 def layer_bench(
@@ -113,13 +118,16 @@ def layer_bench(
 
 
 def force_balance(_module: nn.Module, _inputs: Sequence[object], routing: Routing) -> Routing:
-    """Send pair t K + k to expert (t K + k) mod E, with the weights as they are."""
-    T, K = routing.experts_TK.shape
-    pairs = torch.arange(T * K, device=routing.experts_TK.device).view(T, K)
-    return routing._replace(experts_TK=pairs % routing.logits_TE.shape[1])
+    """Send pair n of as many as name an expert to expert n mod E, with the weights as they are."""
+    E = routing.logits_TE.shape[1]
+    named_TK = routing.experts_TK >= 0
+    nth_TK = named_TK.flatten().cumsum(0).view_as(named_TK) - 1
+    return routing._replace(experts_TK=torch.where(named_TK, nth_TK % E, -1))
 
 
-def layer_flops(model: ModelConfig, tokens: int) -> int:
-    """FLOPs of forward and backward of one layer's router and experts."""
+def flops_by_extent(model: ModelConfig, tokens: int) -> dict[str, int]:
+    """FLOPs of forward and backward of one layer: of the routed "experts", and of the whole "layer"."""
     flops = forward_flops(replace(model, num_layers=1), 1)
-    return TRAINING_PASSES * (flops.router + flops.experts) * tokens
+    routed = forward_flops(replace(model, num_layers=1, num_shared_experts=0), 1).experts
+    of_token = {"experts": routed, "layer": flops.router + flops.experts}
+    return {extent: TRAINING_PASSES * each * tokens for extent, each in of_token.items()}

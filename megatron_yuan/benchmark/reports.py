@@ -11,6 +11,7 @@ from megatron_yuan.benchmark import moe as layers
 from megatron_yuan.benchmark.peers import mixtral_layers, mixtral_step
 from megatron_yuan.benchmark.training import our_step, shares, timed_in_turn
 from megatron_yuan.config.schema import Config
+from megatron_yuan.errors import ConfigError
 from megatron_yuan.parallel.topology import choose_device
 from megatron_yuan.planning.accounting import TRAINING_PASSES, forward_flops
 from megatron_yuan.report.peak import device_peak
@@ -61,13 +62,18 @@ def moe(config: Config, rounds: int, peers: bool) -> dict[str, Any]:
     """The mixture-of-experts layer, forward and backward: in each setting ours beside the peer's forms."""
     device = _device(config)
     model, tokens = config.model, config.training.micro_batch_size * config.data.seq_length
-    flops = layers.layer_flops(model, tokens)
+    if peers and (model.num_shared_experts or model.moe_router == "expert-choice"):
+        raise ConfigError(
+            "peers: transformers' Mixtral has neither shared experts nor expert choice, so there is nothing of its "
+            "to time beside them;\ndrop --peers, or --num-shared-experts and --moe-router expert-choice."
+        )
+    flops = layers.flops_by_extent(model, tokens)
     print(
         f"one layer, forward and backward: {tokens:,} tokens, H {model.hidden_size}, F {model.ffn_hidden_size}, "
         f"{model.num_experts} experts, {model.experts_per_token:g} a token, {model.moe_router} router; "
-        f"{flops / 1e9:.1f} GFLOP"
+        f"{flops['layer'] / 1e9:.1f} GFLOP, {flops['experts'] / 1e9:.1f} in the chosen experts"
     )
-    result: dict[str, Any] = {"tokens": tokens, "gflop": flops / 1e9}
+    result: dict[str, Any] = {"tokens": tokens, "gflop": {extent: each / 1e9 for extent, each in flops.items()}}
     for setting, (dtype, float32_sums, peer) in MOE_SETTINGS.items():
         peak = device_peak(device, dtype, None).flops
         for forced in (False, True):
@@ -81,11 +87,12 @@ def moe(config: Config, rounds: int, peers: bool) -> dict[str, Any]:
             routing = "forced-balanced routing" if forced else f"real routing, max/mean {bench.imbalance:.2f}"
             print(f"{setting}; {routing}; GEMM peak {peak / 1e9:.0f} GFLOP/s")
             for name, each in seconds.items():
-                ours = seconds["ours, " + name.rsplit(", ", 1)[1]]
+                extent = name.rsplit(", ", 1)[1]
+                ours, work = seconds[f"ours, {extent}"], flops[extent]
                 ratio = "" if name.startswith("ours") else f"   ours {each / ours:.2f} times as fast"
                 print(
-                    f"  {name:<34}{1000 * each:8.1f} ms {tokens / each:8.0f} tokens/s {flops / each / 1e9:6.0f} GFLOP/s"
-                    f" {flops / each / peak:6.1%} of peak{ratio}"
+                    f"  {name:<34}{1000 * each:8.1f} ms {tokens / each:8.0f} tokens/s {work / each / 1e9:6.0f} GFLOP/s"
+                    f" {work / each / peak:6.1%} of peak{ratio}"
                 )
             print("  ours: " + ", ".join(f"{name} {1000 * each:.2f} ms" for name, each in parts.items()))
             result[f"{setting}; {'forced' if forced else 'real'}"] = {

@@ -30,6 +30,22 @@ def check_router(model: ModelConfig) -> None:
                 f"{model.moe_router}; drop it, or use --moe-router-load-balancing-type aux_loss."
             )
     _check_balance(model)
+    _check_bias(model)
+
+
+def _check_bias(model: ModelConfig) -> None:
+    rate, enabled = model.moe_router_bias_update_rate, model.moe_router_enable_expert_bias
+    if rate != ModelConfig.moe_router_bias_update_rate and not enabled:
+        raise ConfigError(
+            f"moe-router-bias-update-rate {rate} moves a bias that is off; give --moe-router-enable-expert-bias, or "
+            "drop it."
+        )
+    if enabled and model.moe_router == "noisy-top-k" and model.load_loss_coeff > 0:
+        raise ConfigError(
+            f"moe-load-loss-coeff {model.load_loss_coeff} balances choices made without the bias of "
+            "moe-router-enable-expert-bias, so the two would pull at different loads;\n"
+            "give --moe-load-loss-coeff 0, or drop --moe-router-enable-expert-bias."
+        )
 
 
 def _check_balance(model: ModelConfig) -> None:

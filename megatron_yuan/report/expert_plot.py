@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from megatron_yuan.report.curves import Floats, ticks
+from megatron_yuan.report.expert_figures import relative_load
 from megatron_yuan.report.layer_curves import draw_layer_curves
 from megatron_yuan.report.metrics import Metrics
 from megatron_yuan.report.series import layers_of, recent_steps, tables_of
@@ -21,11 +22,11 @@ def expert_load_figure(metrics: Metrics) -> Figure:
     """Draw a run in which at least one load was counted."""
     from matplotlib.figure import Figure
 
-    share_LE, first, last = recent_share(metrics)
-    width, height = _size(share_LE)
+    load_LE, first, last = recent_load(metrics)
+    width, height = _size(load_LE)
     figure = Figure(figsize=(width + 6.5, height), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(width, 6.5))
-    _draw_heatmap(figure, left, share_LE, first, last)
+    _draw_heatmap(figure, left, load_LE, first, last)
     imbalance = layers_of(metrics, "load_max_over_mean")
     if imbalance is not None:
         draw_layer_curves(figure, right, *imbalance, balanced=1.0)
@@ -36,60 +37,57 @@ def expert_load_figure(metrics: Metrics) -> Figure:
 def load_figure(load: ArrayLike, first: int, last: int, highest: float | None = None) -> Figure:
     """The heatmap alone, of a table of loads [L, E] summed over the steps `first` to `last`.
 
-    `highest`: the share that ends the scale of colours, for heatmaps that stand side by side.
+    `highest`: the load over mean that ends the scale of colours, for heatmaps that stand side by side.
     """
     from matplotlib.figure import Figure
 
-    share_LE = _share(load)
-    figure = Figure(figsize=_size(share_LE), layout="constrained")
-    _draw_heatmap(figure, figure.subplots(), share_LE, first, last, highest)
+    load_LE = _over_mean(load)
+    figure = Figure(figsize=_size(load_LE), layout="constrained")
+    _draw_heatmap(figure, figure.subplots(), load_LE, first, last, highest)
     return figure
 
 
-def highest_share(load: ArrayLike) -> float:
-    """Where a scale of shares ends: above all but the most extreme half per cent, and at twice the balanced share."""
-    share_LE = _share(load)
-    return max(float(np.quantile(share_LE, 0.995)), 2 / share_LE.shape[1])
+def highest_load(load: ArrayLike) -> float:
+    """Where a scale of loads over mean ends: above all but the most extreme half per cent, and at 2 or more."""
+    return max(float(np.quantile(_over_mean(load), 0.995)), 2.0)
 
 
-def recent_share(metrics: Metrics) -> tuple[Floats, int, int]:
-    """([L][E] share of each layer's tokens, first step, last step) in the last tenth of the run, 10 to 100 steps."""
+def recent_load(metrics: Metrics) -> tuple[Floats, int, int]:
+    """([L][E] load over its layer's mean, first step, last step) in the last tenth of the run, 10 to 100 steps."""
     (recent,) = tables_of(metrics, "expert_load", most=1, recent_steps=recent_steps(metrics))
-    return _share(recent.sums), recent.first, recent.last
+    return _over_mean(recent.sums), recent.first, recent.last
 
 
-def _share(load: ArrayLike) -> Floats:
-    load_LE = np.asarray(load, dtype=np.float64)
-    return load_LE / np.maximum(load_LE.sum(axis=1, keepdims=True), 1.0)
+def _over_mean(load: ArrayLike) -> Floats:
+    return np.nan_to_num(relative_load(load))
 
 
-def _size(share_LE: Floats) -> tuple[float, float]:
+def _size(load_LE: Floats) -> tuple[float, float]:
     """Inches of the heatmap."""
-    layers, experts = share_LE.shape
+    layers, experts = load_LE.shape
     return float(np.clip(0.28 * experts, 3.5, 11)) + 2.0, float(np.clip(0.26 * layers + 2.0, 4.0, 12))
 
 
 def _draw_heatmap(
-    figure: Figure, axes: Axes, share_LE: Floats, first: int, last: int, highest: float | None = None
+    figure: Figure, axes: Axes, load_LE: Floats, first: int, last: int, highest: float | None = None
 ) -> None:
-    layers, experts = share_LE.shape
-    percent_LE, top = 100 * share_LE, 100 * (highest or highest_share(share_LE))
-    over = "max" if percent_LE.max() > top else "neither"
-    image = axes.imshow(percent_LE, cmap="cividis", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+    layers, experts = load_LE.shape
+    top = highest or highest_load(load_LE)
+    over = "max" if load_LE.max() > top else "neither"
+    image = axes.imshow(load_LE, cmap="cividis", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
     span = f"step {last}" if first == last else f"steps {first} to {last}"
-    axes.set_title(f"share of a layer's tokens, {span}", fontsize=11)
-    axes.set_xlabel("expert" + (" (x: no token)" if (share_LE == 0).any() else ""))
+    axes.set_title(f"load over the layer's mean, {span}", fontsize=11)
+    axes.set_xlabel("expert" + (" (x: no token)" if (load_LE == 0).any() else ""))
     axes.set_ylabel("layer")
     axes.set_xticks(ticks(experts, 16))
     axes.set_yticks(ticks(layers, 24))
-    label = f"% of tokens (line: balanced, {100 / experts:.3g}%)"
-    bar = figure.colorbar(image, ax=axes, label=label, pad=0.02, extend=over)
-    bar.ax.axhline(100 / experts, color="white", linewidth=2)
-    bar.ax.axhline(100 / experts, color="black", linewidth=0.8)
-    dead = np.argwhere(share_LE == 0)
+    bar = figure.colorbar(image, ax=axes, label="load / mean (line: 1.0 = balanced)", pad=0.02, extend=over)
+    bar.ax.axhline(1.0, color="white", linewidth=2)
+    bar.ax.axhline(1.0, color="black", linewidth=0.8)
+    dead = np.argwhere(load_LE == 0)
     axes.plot(dead[:, 1], dead[:, 0], "x", color="white", markersize=5)
     if experts <= 8 and layers <= 16:
-        for (layer, expert), value in np.ndenumerate(percent_LE):
+        for (layer, expert), value in np.ndenumerate(load_LE):
             if value > 0:
                 colour = "black" if value > 0.55 * top else "white"
-                axes.text(expert, layer, f"{value:.1f}", ha="center", va="center", fontsize=8, color=colour)
+                axes.text(expert, layer, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)

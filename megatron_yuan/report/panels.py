@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from megatron_yuan.report.expert_figures import COLLAPSED_BELOW_ENTROPY
-from megatron_yuan.report.expert_plot import highest_share, load_figure
+from megatron_yuan.report.expert_plot import highest_load, load_figure
 from megatron_yuan.report.layer_curves import layer_curves_figure
 from megatron_yuan.report.layer_grid import coactivation_figure, load_over_time_figure, load_scale
 from megatron_yuan.report.loss_plot import loss_figure
@@ -53,7 +53,7 @@ def _curves(quantity: Quantity) -> Callable[[Sequence[NamedRun]], list[Picture]]
 
 def _recent_load(runs: Sequence[NamedRun]) -> list[Picture]:
     recent = [tables_of(run.metrics, "expert_load", 1, recent_steps(run.metrics)) for run in runs]
-    highest = max((highest_share(table.sums) for tables in recent for table in tables), default=1.0)
+    highest = max((highest_load(table.sums) for tables in recent for table in tables), default=1.0)
     return [
         Picture(run.name, load_figure(tables[0].sums, tables[0].first, tables[0].last, highest) if tables else None)
         for run, tables in zip(runs, recent, strict=True)
@@ -127,7 +127,7 @@ def panels() -> Iterator[Panel]:
     yield Panel(
         "expert-load",
         "Expert load of late",
-        "Of each layer's tokens, the share that each expert got in the last tenth of the run (10 to 100 steps).",
+        "Each expert's load over its layer's mean in the last tenth of the run (10 to 100 steps): 1.0 = balanced.",
         _recent_load,
     )
     yield Panel(

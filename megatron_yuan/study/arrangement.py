@@ -42,6 +42,10 @@ class Arrangement:
         Raises ConfigError where shared experts do not divide them.
         """
         K, S = model.moe_router_topk, self.shared
+        if experts < K:
+            raise ConfigError(
+                f"experts is {experts}, but moe-router-topk is {K}; a token cannot visit more than there are."
+            )
         width, rest = divmod(K * model.ffn_hidden_size, K + S)
         routed, uneven = divmod(experts * (K + S), K)
         routed -= S
@@ -72,12 +76,12 @@ def parse_arrangement(text: str) -> Arrangement:
     shared, balances = 0, []
     for addition in additions:
         match = re.fullmatch(r"([1-9]\d*)shared", addition)
-        if match:
+        if match and not shared:
             shared = int(match[1])
         elif addition in BALANCES:
             balances.append(addition)
         else:
-            raise ConfigError(f"routers: {text!r} adds {addition!r}, but may Nshared, {', '.join(BALANCES)}.")
+            raise ConfigError(f"routers: {text!r} adds {addition!r}, but may Nshared (once), {', '.join(BALANCES)}.")
     return Arrangement(text.strip(), router, shared, tuple(balances))
 
 
@@ -108,6 +112,6 @@ def parse_cell(name: str) -> Cell | None:
 
 
 def plan_cells(arrangements: list[Arrangement], experts: list[int], seeds: int, base: Config) -> list[Cell]:
-    """Every cell, all of the first seed before any of the second, so that an unfinished study is a smaller one."""
+    """Every cell once, all of the first seed before any of the second, so that an unfinished study is a smaller one."""
     first = base.training.seed
-    return [Cell(a, e, first + s) for s in range(seeds) for e in experts for a in arrangements]
+    return list(dict.fromkeys(Cell(a, e, first + s) for s in range(seeds) for e in experts for a in arrangements))

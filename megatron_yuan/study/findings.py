@@ -104,8 +104,9 @@ def _row(runs: Sequence[CellRun], timed: Mapping[str, float]) -> Finding:
             by_set.setdefault(name, []).append(loss)
         seconds += [record["seconds"] for record in metrics.steps[WARMUP_STEPS:] or metrics.steps]
         tail = metrics.steps[-max(1, len(metrics.steps) // 10) :]
-        imbalances += [max(record["load_max_over_mean"]) for record in tail]
-        tokens = sum(record["computed_tokens"] for record in metrics.steps)
+        imbalances += [max(each) for record in tail if (each := record["load_max_over_mean"])]
+        training = run.config.training
+        tokens = training.train_iters * (training.global_batch_size or 1) * run.config.data.seq_length
     name = row_name(cell.arrangement.name, cell.experts)
     return Finding(
         arrangement=cell.arrangement.name,

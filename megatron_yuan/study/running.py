@@ -21,9 +21,13 @@ from megatron_yuan.config.yaml_file import from_yaml, to_yaml
 from megatron_yuan.errors import ConfigError, YuanError
 from megatron_yuan.report.metrics import read_metrics
 from megatron_yuan.report.run_folder import RunFolder
-from megatron_yuan.study.arrangement import Cell, parse_cell
+from megatron_yuan.study.arrangement import BALANCES, Cell, parse_cell
 
 POLL_SECONDS = 1.0
+VARYING = {"save", "seed", "moe_router", "num_experts", "num_shared_experts", "ffn_hidden_size"} | {
+    name for settings in BALANCES.values() for name in settings
+}
+"""In what cells of one study may differ."""
 
 
 @dataclass(frozen=True)
@@ -69,22 +73,24 @@ class CellRun:
 
 
 def open_cells(cells: Sequence[Cell], base: Config, study: Path) -> list[CellRun]:
-    """Where each cell is. Raises ConfigError where one was begun with other settings."""
+    """Where each cell is. ConfigError where the study has cells that differ by more than the router and the seed."""
     runs = []
     for cell in cells:
         folder = RunFolder(study / "cells" / cell.name)
         config = cell.config(base)
-        run = CellRun(cell, replace(config, checkpoint=_checkpoints(config, folder)), folder)
-        config = run.config
-        if run.asked.exists():
-            begun = from_yaml(run.asked.read_text(), source=str(run.asked))
-            for name, then, now in differences(config, begun):
-                if name != "save":
-                    raise ConfigError(
-                        f"{as_flag(name)[2:]} is {now}, but cell {cell.name} of {study} was begun with {then}; "
-                        "cells of other settings do not compare.\nFix: the same settings, or another --output."
-                    )
-        runs.append(run)
+        runs.append(CellRun(cell, replace(config, checkpoint=_checkpoints(config, folder)), folder))
+    by_name = {run.cell.name: run for run in runs}
+    for found in found_cells(study):
+        if not found.steps_done:
+            continue  # begun and never trained: begun anew, with what is asked now
+        ours = by_name.get(found.cell.name)
+        free = {"save"} if ours is not None else VARYING
+        for name, then, now in differences((ours or runs[0]).config, found.config):
+            if name not in free:
+                raise ConfigError(
+                    f"{as_flag(name)[2:]} is {now}, but cell {found.cell.name} of {study} was begun with {then}; "
+                    "cells of other settings do not compare.\nFix: the same settings, or another --output."
+                )
     return runs
 
 
@@ -92,7 +98,10 @@ def found_cells(study: Path) -> list[CellRun]:
     """Every cell in the folder of a study, of this command or an earlier one."""
     runs = []
     for asked in sorted((study / "cells").glob("*.yaml")):
-        cell = parse_cell(asked.stem)
+        try:
+            cell = parse_cell(asked.stem)
+        except ConfigError:
+            cell = None  # a file of somebody else's
         if cell is not None:
             config = from_yaml(asked.read_text(), source=str(asked))
             runs.append(CellRun(cell, config, RunFolder(asked.with_suffix(""))))
@@ -118,7 +127,7 @@ def run_cells(runs: Sequence[CellRun], entry: Path, jobs: int, watch: Callable[[
                 run = running.pop(process)
                 if process.returncode or not run.is_done:
                     raise YuanError(
-                        f"cell {run.cell.name} ended with {process.returncode} before it was done; "
+                        f"cell {run.cell.name} ended with exit code {process.returncode} and is not done; "
                         f"{run.output} says why:\n{_last_line(run.output)}"
                     )
     finally:

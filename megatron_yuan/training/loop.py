@@ -14,8 +14,8 @@ def fit(run: Run) -> None:
     config = run.config
     explaining = run.watch.explaining  # twice: first of all, and for what the saver meets as it closes
     with run.telemetry, outcome_recorded(run), run.stopping, explaining(), run.saver, explaining():
-        if run.step == 0:
-            run.validate(0)
+        if run.step in (0, run.last_step):  # before all training; or once more, where a session ended in between
+            run.validate(run.step)
         while run.step < run.last_step and run.stop_reason is None:
             step = run.step + 1
             run.telemetry.step(run.train_step(step))

@@ -135,6 +135,12 @@ def _introduce(run: Run, loaded: str) -> None:
     )
     if config.model.moe_router == "expert-choice":
         say(f"{LOOKS_AHEAD}; losses are not those of a model that can generate")
+    if (
+        config.model.moe_router_topk == 1
+        and config.model.num_experts > 1
+        and config.model.moe_router != "expert-choice"
+    ):
+        say("moe-router-topk is 1: the one expert's weight is always 1, so the router learns from balance losses alone")
     say(
         f"layout: {topology.pp_size} stages x {topology.dp_size} replicas x {topology.vp_size} virtual on "
         f"{topology.device.type}; {len(run.microbatches)} microbatches of {config.training.micro_batch_size} x "

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from megatron_yuan.benchmark import expert_attention
-from megatron_yuan.benchmark.moe import layer_bench, layer_flops
+from megatron_yuan.benchmark.moe import flops_by_extent, layer_bench
 from megatron_yuan.config.presets import preset
 
 TINY = preset("tiny")
@@ -35,8 +35,22 @@ def test_its_parts_are_those_of_the_layer_and_each_runs_backward() -> None:
     torch.testing.assert_close(bench.layer.experts.down.main_grad, 2 * after_parts)  # type: ignore[attr-defined]
 
 
-def test_flops_are_three_times_the_router_and_the_chosen_experts() -> None:
-    assert layer_flops(CONFIG.model, 16) == 3 * 16 * (2 * 4 * 32 + 2 * 3 * 32 * 16 * 2)
+def test_flops_are_those_of_what_is_timed() -> None:
+    """The layer's with router and shared experts, the experts' of the chosen ones alone; backward counts twice."""
+    routed, router, shared = 2 * 3 * 32 * 16 * 2, 2 * 4 * 32, 2 * 3 * 32 * 16 * 3
+    with_shared = replace(CONFIG.model, num_shared_experts=3)
+    assert flops_by_extent(CONFIG.model, 16) == {"experts": 48 * routed, "layer": 48 * (routed + router)}
+    assert flops_by_extent(with_shared, 16) == {"experts": 48 * routed, "layer": 48 * (routed + router + shared)}
+
+
+def test_forced_routing_is_even_where_experts_choose_and_shared_experts_are_a_part() -> None:
+    model = replace(CONFIG.model, moe_router="expert-choice", num_shared_experts=1)
+    bench = layer_bench(replace(CONFIG, model=model), torch.float32, CPU, forced=True)
+    assert bench.imbalance == 1.0
+    parts = bench.parts()
+    assert list(parts) == ["route", "dispatch", "experts", "combine", "shared experts"]
+    for action in parts.values():
+        action()
 
 
 def test_the_attention_router_keeps_a_fifth_or_less_of_what_the_formula_does() -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from megatron_yuan.config.schema import LoggingConfig
 from megatron_yuan.errors import DataError
 from megatron_yuan.report.curves import MOST_POINTS, running_mean, thinned
-from megatron_yuan.report.expert_plot import expert_load_figure, recent_share
+from megatron_yuan.report.expert_plot import expert_load_figure, recent_load
 from megatron_yuan.report.loss_plot import loss_figure
 from megatron_yuan.report.metrics import Metrics, read_metrics
 from megatron_yuan.report.plots import draw_run
@@ -70,9 +70,9 @@ def test_a_folder_without_metrics_is_refused(tmp_path):
 
 
 def test_the_heatmap_shows_recent_steps_alone():
-    share_LE, first, last = recent_share(metrics_of([[[9, 0]]] * 30 + [[[1, 3]]] * 10))
+    load_LE, first, last = recent_load(metrics_of([[[9, 0]]] * 30 + [[[1, 3]]] * 10))
     assert (first, last) == (31, 40)
-    np.testing.assert_allclose(share_LE, [[0.25, 0.75]])
+    np.testing.assert_allclose(load_LE, [[0.5, 1.5]])
 
 
 def test_the_heatmap_has_a_cell_for_each_expert_and_a_line_for_each_layer():

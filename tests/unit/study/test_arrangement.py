@@ -40,8 +40,8 @@ def test_shared_arrangements_have_as_many_expert_parameters_in_all_and_active(na
     [
         ("softmax+3shared", 8, 64, "does not come out even"),
         ("softmax+1shared", 7, 96, "does not come out even"),
-        ("softmax+2shared", 1, 64, "does not come out even|more than num-experts"),
-        ("attention", 1, 64, "does not come out even|more than num-experts"),
+        ("softmax+2shared", 1, 64, "more than there are"),
+        ("attention", 1, 64, "more than there are"),
     ],
 )
 def test_experts_that_do_not_divide_are_refused(name: str, experts: int, ffn: int, says: str) -> None:

@@ -62,6 +62,20 @@ def test_cells_of_other_settings_are_refused_by_name(study) -> None:
     assert run.returncode == 2 and "lr is 0.5" in run.stderr and "Traceback" not in run.stderr
 
 
+def test_a_further_cell_of_other_settings_is_refused_too(study) -> None:
+    folder, data = study
+    run = compare(folder, "--routers", "softmax+bias", "--experts", "8", "--seeds", "1", "--train-iters", "3", *data)
+    assert run.returncode == 2 and "train-iters is 3" in run.stderr and "Traceback" not in run.stderr
+
+
+def test_a_cell_whose_last_measurement_was_lost_is_measured_again(study) -> None:
+    folder, data = study
+    metrics = folder / "study" / "cells" / "softmax-8experts-seed1234" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text()[:-20])
+    run = compare(folder, "--routers", "softmax", "--experts", "8", "--seeds", "1", *data)
+    assert run.returncode == 0, run.stderr
+
+
 def test_the_base_seed_is_the_training_programs_own_flag(tmp_path) -> None:
     data = write_indexed(tmp_path / "en", counting_documents(1))
     run = compare(tmp_path, "--routers", "softmax", "--seeds", "1", "--seed", "3", "--data-path", data)
@@ -70,6 +84,13 @@ def test_the_base_seed_is_the_training_programs_own_flag(tmp_path) -> None:
 
 
 def test_a_cell_that_fails_is_named_with_its_last_word(tmp_path) -> None:
-    data = write_indexed(tmp_path / "en", counting_documents(1))
-    run = compare(tmp_path, "--routers", "softmax", "--seeds", "1", "--data-path", data + "x")
-    assert run.returncode == 2 and "softmax-8experts-seed1234" in run.stderr and "does not exist" in run.stderr
+    data = ["--data-path", write_indexed(tmp_path / "en", counting_documents(1))]
+    run = compare(tmp_path, "--routers", "softmax", "--seeds", "1", "--lr", "1e30", *data)
+    assert run.returncode == 2 and "softmax-8experts-seed1234" in run.stderr and "finite" in run.stderr
+
+
+def test_data_without_a_validation_part_are_refused_before_the_first_cell(tmp_path) -> None:
+    data = ["--data-path", write_indexed(tmp_path / "en", counting_documents(1)), "--split", "100,0,0"]
+    run = compare(tmp_path, "--routers", "softmax", "--seeds", "1", *data)
+    assert run.returncode == 2 and "--split such as 95,5,0" in run.stderr
+    assert not (tmp_path / "study").exists()

@@ -24,7 +24,7 @@ class ExpertChoiceRouter(SoftmaxRouter):
     def capacity(self, tokens: int) -> int:
         """C, for `tokens` tokens."""
         share = self.config.experts_per_token * tokens / self.num_experts
-        return min(tokens, max(1, int(share)))
+        return min(tokens, max(1, int(share + 1e-9)))  # a whole share must not be rounded below itself
 
     def choose(self, logits_TE: Tensor) -> Routing:
         """Each expert's top C tokens."""
