@@ -15,7 +15,7 @@ from megatron_yuan.training.run import Run
 def outcome_recorded(run: Run) -> Iterator[None]:
     """`running` meanwhile; afterwards what became of the run, an error's first line being the reason."""
     _record(run, "running", "at work")
-    run.watch.on_end = lambda finding: _record(run, "requeue", finding)
+    run.watch.ending.on_end = lambda finding: _record(run, "requeue", finding)
     try:
         yield
     except BaseException as error:

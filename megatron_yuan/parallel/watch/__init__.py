@@ -7,5 +7,7 @@ book.py      what one process has heard, by its own clock
 verdict.py   from that to the culprit: a pure function
 identity.py  which process on which host a rank is
 stacks.py    where the threads of this process stand, in a file
-watch.py     the thread that does it, and what it does to this process
+ending.py    what follows a verdict: words, stacks, and the end of all processes
+watch.py     the thread that publishes, listens and judges
+start.py     from the settings and the ranks to a watch
 """

@@ -76,6 +76,9 @@ def judge_life(standings: Sequence[Standing], liveness_seconds: float) -> Findin
             f"{_last(first)}{_also(silent)}",
             frozen=tuple(s.rank for s in silent),
         )
+    left = [s for s in standings if s.farewell == "lost contact" and s.gone and s.parted > LAST_WORDS_SECONDS]
+    if left and here:
+        return Finding(f"{left[0]} ended in {left[0].position}, where a collective failed: {left[0].reason}")
     return None
 
 

@@ -1,20 +1,16 @@
-"""Each process's part in the watch: a thread that publishes the heartbeat, judges, and ends the process if it must.
+"""Each process's part in the watch: a thread that publishes the heartbeat and judges.
 
 Rank 0 hears all ranks and judges them; the others hear rank 0 and judge it alone, so that its death or standstill is
-found without it. A finding is said, every rank dumps its stacks, and all end with EXIT_CODE: the training thread may
-be stuck for ever, so this thread does it. The thread makes no tensor and calls no device.
+found without it. The thread makes no tensor and calls no device.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import multiprocessing
-import os
-import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -22,19 +18,16 @@ from megatron_yuan.errors import PeerError
 from megatron_yuan.log import logger
 from megatron_yuan.parallel.watch.book import Book, position_of
 from megatron_yuan.parallel.watch.contact import lost_contact
+from megatron_yuan.parallel.watch.ending import STACKS_SECONDS, Ending
 from megatron_yuan.parallel.watch.identity import Identity
 from megatron_yuan.parallel.watch.link import Heard, Link
 from megatron_yuan.parallel.watch.pulse import Pulse
-from megatron_yuan.parallel.watch.stacks import Stacks, within
+from megatron_yuan.parallel.watch.stacks import Stacks
 from megatron_yuan.parallel.watch.verdict import Farewell, Finding, judge_life, judge_pace
 
-EXIT_CODE = PeerError.exit_code
 RANKS_A_SECOND = 64
-MEET_SECONDS = 0.5  # a collective fails at once where the process at its other end has died
-STACKS_SECONDS = 5.0  # for all ranks to write their stacks
 PATIENCE_SECONDS = 8.0  # of a rank whose collective failed, for the name of the culprit
-RAISE_SECONDS = 2.0  # a training thread that has not met the fault by now never will
-UNWIND_SECONDS = 30.0  # for the training thread to close what it has open
+STDERR = 2
 
 
 @dataclass(frozen=True)
@@ -72,20 +65,15 @@ class Watch:
     ) -> None:
         """`link` None: watch nothing. `speaks`: this rank says what it finds, where rank 0 cannot."""
         self.pulse = pulse
-        self.on_end: Callable[[str], object] | None = None
-        """Called in a thread of its own with the finding, before the process ends, for a few seconds at most."""
-        self._rank, self._identities, self._link = rank, identities, link
-        self._limits, self._stacks, self._speaks = limits, stacks, speaks
+        self.ending = Ending(rank, identities, stacks, speaks, limits.beat)
+        self._rank, self._link, self._limits = rank, link, limits
         self._book = Book(dict(enumerate(identities)))
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._position, self._beats = pulse.position, 0
         # Written by one thread, read by the other:
         self._farewell: tuple[Farewell, str] | None = None
-        self._last_error = ""
         self._finding: Finding | None = None
-        self._parted, self._stopping = threading.Event(), threading.Event()
-        self._met, self._raising = threading.Event(), threading.Event()
-        self._found, self._concluded = threading.Event(), threading.Event()
+        self._parted, self._stopping, self._found = threading.Event(), threading.Event(), threading.Event()
 
     def __enter__(self) -> Watch:
         if self._link is not None:
@@ -111,16 +99,17 @@ class Watch:
         except BaseException as error:
             if self._link is None or self._farewell is not None:
                 raise
-            self._last_error = "".join(traceback.format_exception(error)) + "\n"
-            self._met.set()
+            ending = self.ending
+            ending.last_error = "".join(traceback.format_exception(error)) + "\n"
+            ending.met.set()
             lost = lost_contact(error)
             first = next(iter(str(error).splitlines()), "")
             self._part("lost contact" if lost else "error", f"{type(error).__name__}: {first}")
             if lost and self._found.wait(PATIENCE_SECONDS):
-                self._concluded.wait(2 * STACKS_SECONDS)
-            self._raising.set()
+                ending.concluded.wait(3 * STACKS_SECONDS)
+            ending.raising.set()
             if lost and self._finding is not None:
-                raise PeerError(f"{self._finding.text}. Stacks are {self._stacks.where}.") from error
+                raise PeerError(f"{self._finding.text}. Stacks are {ending.stacks.where}.") from error
             raise
 
     def _part(self, farewell: Farewell, reason: str) -> None:
@@ -167,8 +156,9 @@ class Watch:
                 self._say_farewell(link, after)
             told, self._finding = self._finding, self._finding or self._judge(after)
             if self._finding is not None:
-                self._conclude(link, self._finding, own=told is None)
-                return
+                self._found.set()
+                alive = [standing.rank for standing in self._book.standings(after) if not standing.gone]
+                self.ending.conclude(link, self._finding, told is None, alive)
 
     def _beat(self, link: Link, now: float) -> None:
         position = self.pulse.position
@@ -178,7 +168,7 @@ class Watch:
         self._take(link.send({"beats": self._beats, "at": position}), now)
         if self._limits.liveness and position.step is not None:
             # Without this thread, as where an extension never lets go of the interpreter: stacks all the same.
-            faulthandler.dump_traceback_later(self._limits.liveness, file=sys.__stderr__ or sys.stderr)
+            faulthandler.dump_traceback_later(self._limits.liveness, file=STDERR)
 
     def _say_farewell(self, link: Link, now: float) -> None:
         assert self._farewell is not None
@@ -211,60 +201,3 @@ class Watch:
         if self._rank != 0:
             return judge_life(standings, self._limits.liveness)
         return judge_life(standings, self._limits.liveness) or judge_pace(standings, self._limits.hang)
-
-    def _conclude(self, link: Link, finding: Finding, own: bool) -> None:
-        """Say it, dump stacks together, and end the process, by this thread where the training thread does not."""
-        self._found.set()
-        if own and self._rank == 0:
-            link.send({"finding": finding.text, "frozen": finding.frozen})
-        if own and self._speaks:
-            self._say(f"{finding.text}. All ranks end; stacks are {self._stacks.where}.")
-        self._met.wait(MEET_SECONDS)
-        within(STACKS_SECONDS, lambda: self._stacks.dump(finding.text, self._last_error))
-        self._wait_for_stacks(link, finding, own)
-        if own and self._rank != 0 and finding.frozen:
-            time.sleep(2 * self._limits.beat)  # the others find it by themselves, and should not find a dead process
-        for rank in finding.frozen:
-            if rank != self._rank and self._identities[rank].beside(self._identities[self._rank]):
-                self._identities[rank].kill()
-        if self.on_end is not None:
-            on_end = self.on_end
-            within(STACKS_SECONDS, lambda: on_end(finding.text))
-        self._concluded.set()
-        if self._raising.wait(RAISE_SECONDS):
-            time.sleep(UNWIND_SECONDS)
-        within(1.0, _end_workers)
-        within(1.0, _flush)
-        os._exit(EXIT_CODE)
-
-    def _wait_for_stacks(self, link: Link, finding: Finding, own: bool) -> None:
-        """All ranks end together: a launcher kills the rest once the first has ended."""
-        deadline = time.monotonic() + STACKS_SECONDS
-        if self._rank != 0:
-            link.send({"stacked": True})
-            over = own  # without rank 0 there is nobody to wait for
-            while not over and time.monotonic() < deadline:
-                over = any(m is None or "end" in m for _, m in link.exchange(deadline - time.monotonic()))
-            return
-        missing = {s.rank for s in self._book.standings(0.0) if not s.gone} - {0, *finding.frozen}
-        while missing and time.monotonic() < deadline:
-            for rank, message in link.exchange(deadline - time.monotonic()):
-                if message is None or "stacked" in message:
-                    missing.discard(rank)
-        link.send({"end": True})
-
-    @staticmethod
-    def _say(text: str) -> None:
-        # The training thread may hang while it holds a lock of the logger; then without it.
-        if not within(1.0, lambda: logger.error(text)):
-            os.write(2, f"{text}\n".encode())
-
-
-def _end_workers() -> None:
-    for child in multiprocessing.active_children():
-        child.kill()  # they would find out after a while, but not if they are frozen too
-
-
-def _flush() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()

@@ -132,3 +132,9 @@ def test_when_a_collective_gives_up_who_stands_still_is_blamed_at_once(position)
 
 def test_when_all_lost_contact_nobody_is_blamed():
     assert verdict(*(rank(n, RECEIVING, farewell="lost contact", still=99.0) for n in range(3))) is None
+
+
+def test_who_waits_for_one_that_left_because_a_collective_failed_is_ended_too():
+    left = rank(0, RECEIVING, farewell="lost contact", reason="Timed out waiting", gone=True, parted=7.0)
+    found = text(left, rank(1, RECEIVING, still=1.0))
+    assert found.startswith("rank 0") and found.endswith("where a collective failed: Timed out waiting")
