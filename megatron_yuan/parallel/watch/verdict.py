@@ -66,9 +66,10 @@ def judge_life(standings: Sequence[Standing], liveness_seconds: float) -> Findin
     if failed and (here or trouble):
         first = max(failed, key=lambda s: s.parted)
         return Finding(f"{first} ended by an error in {first.position}: {first.reason}")
-    # Before the first step, a rank that builds an index of its data in an extension may be silent for long.
-    judged = [s for s in here if liveness_seconds and (s.position.step is not None or trouble)]
-    silent = [s for s in judged if s.silent > liveness_seconds]
+    # Before the first step, a rank that builds an index of its data in an extension may be silent for long. Once any
+    # rank is in a step, all are past that; one that froze within a heartbeat of it was last heard of before.
+    begun = any(s.position.step is not None for s in standings)
+    silent = [s for s in here if liveness_seconds and (begun or trouble) and s.silent > liveness_seconds]
     if silent:
         first = max(silent, key=lambda s: s.silent)
         return Finding(

@@ -88,6 +88,12 @@ def test_before_the_first_step_an_extension_may_be_silent_until_collectives_give
     assert "rank 1" in text(rank(0, at(None, "start (barrier)", waits=True), farewell="lost contact"), building)
 
 
+def test_who_froze_in_its_first_step_before_it_told_of_it_is_found_by_those_who_are_in_it():
+    frozen = rank(0, at(None, "start (gather)"), silent=31.0, still=31.0)
+    finding = verdict(frozen, rank(1, at(1, "forward recv", 1, waits=True)))
+    assert finding is not None and finding.frozen == (0,)
+
+
 def test_who_is_gone_without_a_word_is_dead():
     found = text(rank(0, RECEIVING), rank(1, FORWARD, gone=True))
     assert "rank 1 (host h1, process 100) is dead" in found and "step 12, forward of microbatch 2" in found
