@@ -13,11 +13,13 @@ _WHOLE = re.compile(r"iter_(\d+)")
 
 
 def durable_step(run: Path) -> int:
-    """The step that `latest` names; 0 where there is none yet."""
+    """The step of the checkpoint that `latest` names, or of the newest where that one was set aside; 0 before any."""
     try:
-        return int(_WHOLE.fullmatch((run / "checkpoints" / "latest").read_text().strip())[1])  # type: ignore[index]
+        named = int((run / "checkpoints" / "latest").read_text().strip().removeprefix("iter_"))
     except FileNotFoundError:
         return 0
+    found = checkpoint_steps(run)
+    return named if named in found else max(found, default=0)
 
 
 def checkpoint_steps(run: Path) -> dict[int, Path]:
