@@ -37,7 +37,7 @@ from megatron_yuan.checkpoint.agreement import ALONE
 from megatron_yuan.checkpoint.load import open_checkpoint
 from megatron_yuan.checkpoint.saver import CheckpointSaver, save_checkpoint
 from megatron_yuan.checkpoint.state import RunState
-from megatron_yuan.checkpoint.work import thread_count
+from megatron_yuan.checkpoint.work import writing_threads
 from megatron_yuan.errors import ConfigError
 
 LAYERS = 12
@@ -88,7 +88,7 @@ def report(parameters: int, rounds: int, folder: str | None) -> dict[str, Any]:
         state = State.of(parameters)
         measured = _measure(state, rounds, Path(scratch))
     gigabytes = state.nbytes / 1e9
-    print(f"{gigabytes:.2f} GB in {2 * (LAYERS + 1)} files, {thread_count()} threads, {rounds} rounds in turn")
+    print(f"{gigabytes:.2f} GB in {2 * (LAYERS + 1)} files, {writing_threads()} threads, {rounds} rounds in turn")
     medians = {name: statistics.median(each) for name, each in measured.seconds.items()}
     for name, seconds in medians.items():
         spread = f"{min(measured.seconds[name]):.2f} to {max(measured.seconds[name]):.2f}"
@@ -102,7 +102,7 @@ def report(parameters: int, rounds: int, folder: str | None) -> dict[str, Any]:
     )
     return {
         "gigabytes": gigabytes,
-        "threads": thread_count(),
+        "threads": writing_threads(),
         "seconds": measured.seconds,
         "ratios": ratios,
         "held_bytes": measured.held,
@@ -166,7 +166,7 @@ def _measure(state: State, rounds: int, scratch: Path) -> _Measured:
         measured.time("load --no-verify", lambda: _load(run, into, verify=False))
         measured.time("cp", lambda: _copy(run, copy, sync=False))
         shutil.rmtree(copy)
-        for name, threads in (("1 thread", 1), ("as many", thread_count())):
+        for name, threads in (("1 thread", 1), ("as many", writing_threads())):
             shutil.rmtree(peer, ignore_errors=True)
             measured.time(f"DCP save, {name}", lambda threads=threads: _dcp_save(state, peer, threads))
         measured.time("DCP load", lambda: _dcp_load(into, peer))
@@ -207,7 +207,7 @@ def _hash(state: State) -> None:
         for chunk in store.chunks(tensor):
             digest.update(chunk)
 
-    with ThreadPoolExecutor(thread_count()) as pool:
+    with ThreadPoolExecutor(writing_threads()) as pool:
         list(pool.map(one, state.tensors().values()))
 
 

@@ -18,7 +18,7 @@ from megatron_yuan.checkpoint.commit import Pending, Retention
 from megatron_yuan.checkpoint.manifest import FileRecord
 from megatron_yuan.checkpoint.state import RunState
 from megatron_yuan.checkpoint.store import Pieces, TensorSpec
-from megatron_yuan.checkpoint.work import Progress, on_threads
+from megatron_yuan.checkpoint.work import Progress, on_threads, writing_threads
 from megatron_yuan.errors import CheckpointError
 
 Files = dict[str, dict[str, Tensor]]  # file -> name in the file -> tensor
@@ -148,7 +148,7 @@ def write_part(order: Order, progress: Progress) -> Part:
             work[file] = partial(write, file, tensors)
         if order.rank in order.plan.shared.get(file, ()):
             work[f"compare {file}"] = partial(compare, file, tensors)
-    on_threads(work, progress)
+    on_threads(work, progress, writing_threads())
     return Part(written, digests)
 
 

@@ -66,6 +66,11 @@ class Progress:
         return f"{self.what}: {self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB, {rate}"
 
 
+def writing_threads() -> int:
+    """Twice as many: a file's last wait for the disk should not keep a core from the next file."""
+    return 2 * thread_count()
+
+
 def thread_count() -> int:
     """Threads for one rank's files: its share of the host's cores, at least 2, at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -73,7 +78,7 @@ def thread_count() -> int:
 
 
 def on_threads(work: Mapping[str, Callable[[], T]], progress: Progress, threads: int | None = None) -> dict[str, T]:
-    """Do all of `work`, begun in its order; returns results under the same names.
+    """Do all of `work`, begun in its order, on `thread_count()` threads; returns results under the same names.
 
     The first failure stops the rest and is raised when they have ended. Progress is said every SAY_EVERY seconds.
     """

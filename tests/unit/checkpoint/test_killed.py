@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_yuan.checkpoint import work
+from megatron_yuan.checkpoint import save
 from megatron_yuan.checkpoint.agreement import ALONE
 from megatron_yuan.checkpoint.commit import Retention
 from megatron_yuan.checkpoint.load import open_checkpoint
@@ -92,7 +92,7 @@ def seeded(seed: int) -> torch.Tensor:
 def test_killed_at_any_point_a_whole_checkpoint_loads_and_the_next_save_clears_up(
     in_memory: Path, monkeypatch: pytest.MonkeyPatch, background: bool, again: bool
 ) -> None:
-    monkeypatch.setattr(work, "thread_count", lambda: 1)  # points in one order
+    monkeypatch.setattr(save, "writing_threads", lambda: 1)  # points in one order
     for step in (100, 200):
         save_from(in_memory / "before", 1, 1, step=step, seed=step)
     step = 200 if again else 300
