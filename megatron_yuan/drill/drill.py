@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import threading
@@ -113,11 +114,9 @@ class Drill:
 
     def _stage(self, scene: Scene, tries: int, points: Sequence[Point]) -> Stage:
         unbroken = self.unbroken(scene.layout, scene.kind.asynchronous)
-        every = list(unbroken.points)
-        random.Random(f"points/{scene.seed}/{scene.layout}").shuffle(every)
-        # One list for each layout, of which each trial takes its part, so that in time every point has its turn.
-        first = (scene.number // len(scene.kind.layouts)) * tries
-        chosen = points or [every[(first + turn) % len(every)] for turn in range(tries)]
+        every = _in_turn(unbroken.points, random.Random(f"points/{scene.seed}/{scene.layout}"))
+        # Each trial takes its part of the list, so that in time every point has its turn.
+        chosen = points or [every[(scene.number * tries + turn) % len(every)] for turn in range(tries)]
         return Stage(unbroken.run, unbroken.step_seconds, tries, self.slow_save_seconds, chosen)
 
     def play_all(
@@ -138,3 +137,14 @@ class Drill:
             for each in [pool.submit(one, scene) for scene in chosen]:
                 each.result()
         return sorted(done, key=lambda played: played.scene.index)
+
+
+def _in_turn(points: Sequence[Point], draw: random.Random) -> list[Point]:
+    """All points in a random order, in which sorts of points take turns: few of them are renames, many writes."""
+    sorts: dict[tuple[str, ...], list[Point]] = {}
+    for point in draw.sample(points, len(points)):
+        call, _, what = point.name.partition(" ")
+        place = "latest" if "latest" in what else "folder" if what.startswith(".") else ""
+        sorts.setdefault((call, point.when, place), []).append(point)
+    turns = itertools.zip_longest(*draw.sample(list(sorts.values()), len(sorts)))
+    return [point for turn in turns for point in turn if point is not None]

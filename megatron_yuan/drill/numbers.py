@@ -77,7 +77,7 @@ def flip_weights(trial: Trial, stage: Stage) -> None:
             break
         before = Moment(flips[0]["time"], attempt, trial.moment().durable, order["step"])
         outcome = trial.await_end(before)
-        if "replica" not in session.output or "weight" not in session.output:
-            outcome.problems.append("the difference was not named")
+        if flips[0]["tensor"] not in session.output or "rank" not in session.output:
+            outcome.problems.append(f"{flips[0]['tensor']} was not named")
         trial.await_resumption(before)
     trial.finish(stage.reference)

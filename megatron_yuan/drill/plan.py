@@ -42,7 +42,7 @@ class Kind:
 
 
 _WATCHED = ("--liveness-timeout-in-secs", str(signals.LIVENESS_SECONDS))
-_COMPARED = ("--check-weight-hash-across-dp-replicas-interval", "1")
+_COMPARED = ("--check-weight-hash-across-dp-replicas-interval", "3")
 _BEHIND = ("--async-save",)
 _REPLICAS = tuple(layout for layout in LAYOUTS if layout.replicas > 1)
 
@@ -58,7 +58,7 @@ KINDS = (
     Kind("flipped byte", disks.flip_byte),
     Kind("truncated file", disks.truncate_file),
     Kind("missing file", disks.remove_file),
-    Kind("NaN in a gradient", numbers.plant_nans),
+    Kind("NaN in a gradient", numbers.plant_nans, settings=("guard_max_skips",)),
     Kind(
         "flipped weight",
         numbers.flip_weights,

@@ -31,10 +31,11 @@ def plant_nan(optimizer: Any) -> None:
     optimizer.parameters[name].main_grad.view(-1)[0] = float("nan")
 
 
-def flip_weight(optimizer: Any) -> None:
-    """Turn one bit of one weight, where it is kept in full: the step that follows keeps the difference."""
+def flip_weight(optimizer: Any) -> str:
+    """Turn one bit of one weight, where it is kept in full, so that it stays turned; returns the name."""
     import torch
 
     name = sorted(optimizer.masters)[0]
     bits = optimizer.masters[name].data.view(-1).view(torch.int32)
     bits[0] ^= 1 << 20
+    return name

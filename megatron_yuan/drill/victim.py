@@ -89,8 +89,7 @@ class Victim:
 
     def flip(self, optimizer: Any) -> None:
         """Turn a bit, and tell when."""
-        sabotage.flip_weight(optimizer)
-        self.tell("flip")
+        self.tell("flip", tensor=sabotage.flip_weight(optimizer))
 
     def tell(self, event: str, **what: Any) -> None:
         """Tell with where it comes from."""
