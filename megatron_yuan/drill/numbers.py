@@ -21,6 +21,7 @@ def plant_nans(trial: Trial, stage: Stage) -> None:
             "do": "nan",
             "rank": trial.draw.randrange(trial.layout.world_size),
             "step": SAVE_INTERVAL + 1 + turn * room + trial.draw.randrange(room),
+            "summed": trial.draw.random() < 0.5,
         }
         for turn in range(stage.tries)
     ]
@@ -35,7 +36,9 @@ def plant_nans(trial: Trial, stage: Stage) -> None:
     killed = die_with_launcher(trial, stage)
     kill, trial.tries[:] = trial.tries[0], []
     trial.start(orders)
-    trial.tries += [Try(f"not a number in step {each['step']} on rank {each['rank']}") for each in orders]
+    for each in orders:
+        where = "after the sum over replicas" if each["summed"] else "in backward"
+        trial.tries.append(Try(f"not a number in step {each['step']} on rank {each['rank']}, {where}"))
     trial.await_resumption(killed)
     trial.tries[-1].problems += kill.problems
     trial.finish(unbroken.run)

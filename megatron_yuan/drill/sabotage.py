@@ -25,6 +25,26 @@ def before_gradient_norm(step: int, act: Callable[[Any], None]) -> None:
     Run.train_step, MixedPrecisionAdamW.gradient_norm = train_step, gradient_norm
 
 
+def spoil_backward(step: int) -> None:
+    """Let backward of training step `step` make a gradient that is not a number, before any sum over replicas."""
+    from megatron_yuan.training.run import Run
+
+    train = Run.train_step
+
+    def train_step(self: Run, number: int) -> Any:
+        if number != step:
+            return train(self, number)
+        parameters = self.model.parameters
+        name = next(name for name in sorted(parameters) if "norm" in name)
+        hook = parameters[name].register_hook(lambda gradient: gradient * float("nan"))
+        try:
+            return train(self, number)
+        finally:
+            hook.remove()
+
+    Run.train_step = train_step  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def plant_nan(optimizer: Any) -> None:
     """Make one element of one gradient not a number."""
     name = sorted(optimizer.parameters)[-1]

@@ -9,7 +9,7 @@ checkpoint do not count.
     die    point, when, whole        SIGKILL to this process, or with `whole` to all, when it first comes to that point
     slow   point, seconds            sleep there, once
     roomy                            claim endless free space
-    nan    step                      a gradient that is not a number, in that step
+    nan    step, summed              a gradient that is not a number, in that step, as backward makes it or `summed`
     flip   step                      a bit of a weight turned, in that step
 """
 
@@ -57,8 +57,10 @@ class Victim:
         for order in self.orders:
             if order["do"] == "roomy":
                 shutil.disk_usage = _claim_endless_space(shutil.disk_usage)
-            if order["do"] == "nan":
+            if order["do"] == "nan" and order["summed"]:
                 sabotage.before_gradient_norm(order["step"], sabotage.plant_nan)
+            elif order["do"] == "nan":
+                sabotage.spoil_backward(order["step"])
             if order["do"] == "flip":
                 sabotage.before_gradient_norm(order["step"], self.flip)
 
