@@ -43,6 +43,18 @@ class PeerError(ParallelError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
+class ReplicaError(ParallelError):
+    """Replicas that should be the same to the bit are not; another start goes on from where they last agreed."""
+
+    exit_code = 75
+
+
+class TrainingError(YuanError):
+    """A run whose numbers went wrong, and would again: a human has to look."""
+
+    exit_code = 3
+
+
 def run_command_line(main: Callable[[], int | None]) -> None:
     """Run `main` as a program: a `YuanError` becomes its message on stderr and its exit code; a bug its traceback."""
     try:

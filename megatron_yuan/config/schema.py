@@ -241,6 +241,25 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    """What keeps a run from learning what it should not."""
+
+    guard_sigma: float = 0.0
+    """Skip a step whose loss or gradient norm is this many sigma above the past (6 is usual); 0 skips what is not
+    finite alone."""
+    guard_window: int = 128
+    """Accepted steps that are the past."""
+    guard_max_skips: int = 10
+    """Stop, with a diagnosis, after so many skipped steps in a row."""
+    iterations_to_skip: tuple[str, ...] = ()
+    """Steps to leave out by their numbers, such as 7 100-120: their data are passed over and nothing is computed."""
+    skip_samples: tuple[str, ...] = ()
+    """Training samples never to be seen, by their positions in the order, such as 7 100-120; the next come instead."""
+    check_weight_hash_across_dp_replicas_interval: int | None = None
+    """Steps between comparisons of the replicas' weights and optimizer states, to the bit; unset, never."""
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     """What is kept, and where a run starts from."""
 
@@ -297,5 +316,6 @@ class Config:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

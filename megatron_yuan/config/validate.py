@@ -23,6 +23,7 @@ from megatron_yuan.config.schema import (
     ParallelConfig,
     TrainingConfig,
 )
+from megatron_yuan.config.spans import parse_spans
 from megatron_yuan.errors import ConfigError, ParallelError
 
 # What a number may be, the test, and the settings it holds for. Settings that are unset (None) are let through.
@@ -34,17 +35,20 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         make_vocab_size_divisible_by max_position_embeddings num_experts moe_router_topk seq_length
         pipeline_model_parallel_size virtual_pipeline_model_parallel_size ddp_bucket_size
         recompute_num_layers train_iters micro_batch_size global_batch_size eval_iters exit_interval
-        log_interval lr_decay_iters lr_wsd_decay_iters save_retain
+        log_interval lr_decay_iters lr_wsd_decay_iters guard_max_skips
+        check_weight_hash_across_dp_replicas_interval save_retain
         save_retain_interval""",
     ),
     (
         "0 or more",
         lambda x: x >= 0,
         """num_workers eval_interval save_interval lr_warmup_iters eod_id ckpt_step lr min_lr weight_decay
-        clip_grad init_method_std num_shared_experts moe_aux_loss_coeff moe_z_loss_coeff moe_importance_loss_coeff
+        clip_grad guard_sigma init_method_std
+        num_shared_experts moe_aux_loss_coeff moe_z_loss_coeff moe_importance_loss_coeff
         moe_load_loss_coeff log_experts_interval hang_timeout_in_mins""",
     ),
     ("in [0, 2^32)", lambda x: 0 <= x < 2**32, "seed"),
+    ("at least 2", lambda x: x >= 2, "guard_window"),
     (
         "above 0",
         lambda x: x > 0,
@@ -69,6 +73,8 @@ def validate(config: Config) -> None:
     _check_parallel(config.parallel, config.model)
     _check_optimizer(config.optimizer, config.training)
     _check_batch(config.training, replicas=1)
+    for name in ("iterations_to_skip", "skip_samples"):
+        parse_spans(name, getattr(config.guard, name))
     _check_retention(config.checkpoint)
     if config.checkpoint.finetune and config.checkpoint.load is None:
         raise ConfigError("finetune takes weights from a checkpoint, but load names none; give --load DIR.")

@@ -1,12 +1,14 @@
 """From the number of consumed samples to this replica's microbatches: the position in the data is one integer.
 
 The global batch that starts at sample n is samples n ... n + G - 1, whatever the number of replicas: microbatch m of
-replica r holds samples n + (m x replicas + r) x micro_batch_size + 0, 1, ...
+replica r holds the (m x replicas + r) x micro_batch_size + 0, 1, ... th of them. Samples to be skipped are jumped over:
+a batch is then the next G that are not among them, and the position is still the first sample not yet passed.
 """
 
 from __future__ import annotations
 
 import atexit
+import itertools
 import signal
 from collections.abc import Iterator, Sequence
 
@@ -15,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from megatron_yuan.config.schema import DataConfig
+from megatron_yuan.config.spans import NOTHING, Spans
 from megatron_yuan.data.batch import Batch, make_batch
 from megatron_yuan.data.sample import Sample, SampleSource
 
@@ -31,10 +34,11 @@ class Microbatches:
         global_batch_size: int,
         replica: int,
         replicas: int,
+        skipped: Spans = NOTHING,
     ) -> None:
         self.source, self.config, self.eod_id = source, config, eod_id
         self.micro, self.replica, self.replicas = micro_batch_size, replica, replicas
-        self.global_batch_size = global_batch_size
+        self.global_batch_size, self.skipped = global_batch_size, skipped
         self._stream: Iterator[Batch] | None = None
         self._next = -1  # the sample at which the stream's next global batch starts
 
@@ -46,17 +50,24 @@ class Microbatches:
         """The microbatches of the global batch that starts at sample `consumed`."""
         if self._stream is None or consumed != self._next:
             self._stream = self._open(consumed)
-        self._next = consumed + self.global_batch_size
+        self._next = self.after(consumed)
         stream = self._stream
         return (next(stream) for _ in range(len(self)))
 
+    def batch_ids(self, consumed: int) -> list[int]:
+        """Sample numbers of the whole global batch that starts at `consumed`, over all replicas."""
+        return list(itertools.islice(self.skipped.outside_from(consumed), self.global_batch_size))
+
+    def after(self, consumed: int) -> int:
+        """Where the data stand once the global batch that starts at `consumed` is seen."""
+        return self.batch_ids(consumed)[-1] + 1 if self.skipped.bounds else consumed + self.global_batch_size
+
     def ids(self, consumed: int) -> Iterator[list[int]]:
-        """Sample numbers of each microbatch, from `consumed` on without end."""
-        stride = self.micro * self.replicas
+        """Sample numbers of each of this replica's microbatches, from `consumed` on without end."""
+        numbers = self.skipped.outside_from(consumed)
         while True:
-            first = consumed + self.replica * self.micro
-            yield list(range(first, first + self.micro))
-            consumed += stride
+            turn = list(itertools.islice(numbers, self.micro * self.replicas))
+            yield turn[self.replica * self.micro : (self.replica + 1) * self.micro]
 
     def close(self) -> None:
         """End the worker processes; `step` starts new ones."""

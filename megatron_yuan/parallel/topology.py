@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -86,6 +88,17 @@ class Topology:
             with self.pulse.waiting("sum over replicas"):
                 dist.all_reduce(tensor, group=self.dp_group)
         return tensor
+
+    def of_main(self, values: Sequence[float]) -> list[float]:
+        """Rank 0's `values`, to the bit, on every rank; nan in the place of one that is not finite on any rank."""
+        if self.world_size == 1:
+            return list(values)
+        mine = torch.tensor(values, dtype=torch.float64, device=self.device)
+        both = torch.stack((mine if self.is_main else torch.zeros_like(mine), (~mine.isfinite()).double()))
+        with self.pulse.waiting("agreement"):
+            dist.all_reduce(both)
+        main, strange = both.tolist()
+        return [math.nan if bad else value for value, bad in zip(main, strange, strict=True)]
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

@@ -44,6 +44,9 @@ class StepResult:
     balance_loss: Sequence[float] | None = None
     """[L] balance losses as they count in the objective, 0 where there are none."""
 
+    skipped: str | None = None
+    """Why the weights were left as they were; None: they were stepped."""
+
     @property
     def computed_tokens(self) -> int:
         """Tokens that the step's time was spent on."""

@@ -44,6 +44,10 @@ class RunFolder:
         """How the newest session stands or ended (see `status.py`)."""
         return self.path / "status.json"
 
+    def diagnosis(self, step: int) -> Path:
+        """What was found when bad steps stopped the run at `step`."""
+        return self.path / f"diagnosis-{step:07d}.json"
+
     @property
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""

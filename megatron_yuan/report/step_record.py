@@ -28,6 +28,7 @@ def step_record(result: StepResult, arithmetic: Arithmetic) -> dict[str, Any]:
         "mfu": round(arithmetic.mfu(rate), 6),
         "memory_bytes": result.memory_bytes,
         "time": round(time.time(), 3),
+        **({} if result.skipped is None else {"skipped": result.skipped}),
     }
 
 

@@ -20,6 +20,8 @@ def fit(run: Run) -> None:
             step = run.step + 1
             run.telemetry.step(run.train_step(step))
             run.saver.poll()
+            if _due(step, config.guard.check_weight_hash_across_dp_replicas_interval or 0):
+                run.check_replicas()
             last = step == run.last_step
             if run.stop_reason is None and (last or _due(step, config.training.eval_interval)):
                 run.validate(step)

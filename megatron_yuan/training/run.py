@@ -12,9 +12,11 @@ from megatron_yuan.checkpoint.commit import Retention
 from megatron_yuan.checkpoint.saver import CheckpointSaver
 from megatron_yuan.checkpoint.state import RunState
 from megatron_yuan.config.schema import Config
+from megatron_yuan.config.spans import parse_spans
 from megatron_yuan.config.yaml_file import to_yaml
 from megatron_yuan.data.sampler import Microbatches
-from megatron_yuan.errors import YuanError
+from megatron_yuan.errors import TrainingError
+from megatron_yuan.parallel.replica_check import check_replicas
 from megatron_yuan.parallel.topology import Topology
 from megatron_yuan.parallel.watch.pulse import Pulse
 from megatron_yuan.parallel.watch.start import unwatched
@@ -24,10 +26,12 @@ from megatron_yuan.report.plots import draw_run
 from megatron_yuan.report.result import EvalResult, StepResult
 from megatron_yuan.report.run_folder import RunFolder
 from megatron_yuan.report.telemetry import Telemetry
+from megatron_yuan.training.diagnosis import diagnose
+from megatron_yuan.training.guard import Guard
 from megatron_yuan.training.lr_schedule import learning_rate
 from megatron_yuan.training.memory import peak_memory_bytes
 from megatron_yuan.training.setup import TrainingModel
-from megatron_yuan.training.step import run_batch
+from megatron_yuan.training.step import Sums, run_batch
 from megatron_yuan.training.stopping import Stopping
 
 
@@ -47,6 +51,7 @@ class Run:
     watch: Watch = field(default_factory=unwatched)
     lock: FolderLock | None = None
     """On the run folder, held by the main rank."""
+    guard: Guard = field(init=False)
     stop_reason: str | None = None
     """Why the session should end now, known to all ranks alike; None: it goes on."""
     step: int = 0
@@ -59,6 +64,8 @@ class Run:
     """Of the run folder."""
 
     def __post_init__(self) -> None:
+        self.guard = Guard(self.config.guard)
+        self.steps_to_skip = parse_spans("iterations_to_skip", self.config.guard.iterations_to_skip)
         settings, tokenizer = self.config.checkpoint, self.config.data.tokenizer_model
         self.saver = CheckpointSaver(
             Path(settings.save) if settings.save is not None else None,
@@ -91,28 +98,23 @@ class Run:
         """Forward and backward over one global batch, then the optimizer."""
         started = time.perf_counter()
         self.pulse.enter_step(step)
-        for chunk in self.model.chunks:
-            chunk.zero_grad_buffer()
-        batches = self.microbatches.step(self.consumed_samples)
-        chunks, num_microbatches, names = self.model.chunks, len(self.microbatches), self.set_names
-        sums = run_batch(
-            chunks, batches, num_microbatches, self.config, self.topology, step, len(names), self.stopping.votes()
-        )
+        if step in self.steps_to_skip:
+            return self._pass_over(step, started)
+        sums = self.forward_backward(step)
         self.stop_reason = self.stopping.verdict(sums.votes)
         self.pulse.beat("gradient norm")
         lr = learning_rate(step, self.config.optimizer, self.config.training.train_iters)
         loss = sums.loss_sum / max(1, sums.tokens)
-        grad_norm = self.model.optimizer.gradient_norm(self.topology, sums.tokens)
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise YuanError(
-                f"step {step}: loss {loss}, gradient norm {grad_norm}; both must be finite. The weights are as "
-                "before the step and were not saved. Fix: resume with a lower --lr, or look at its samples."
-            )
-        self.pulse.beat("optimizer")
-        self.model.optimizer.step(lr, grad_norm, sums.tokens)
-        self.model.move_expert_biases(sums.routing.load_E)
-        self.step, self.tokens = step, self.tokens + sums.tokens
-        self.consumed_samples += self.samples_per_step
+        loss, grad_norm = self.topology.of_main([loss, self.model.optimizer.gradient_norm(self.topology, sums.tokens)])
+        skipped = self.guard.judge(loss, grad_norm)
+        if skipped is None:
+            self.pulse.beat("optimizer")
+            self.model.optimizer.step(lr, grad_norm, sums.tokens)
+            self.model.move_expert_biases(sums.routing.load_E)
+            self.tokens += sums.tokens
+        else:
+            self._report_skip(step, skipped)
+        self._advance(step)
         positions = self.samples_per_step * self.config.data.seq_length
         return StepResult(
             step=step,
@@ -129,11 +131,48 @@ class Run:
             balance_loss=(sums.routing.balance_loss / max(1, sums.tokens)).tolist(),
             set_losses={
                 name: total / tokens
-                for name, total, tokens in zip(names, sums.loss_sum_D, sums.tokens_D, strict=True)
+                for name, total, tokens in zip(self.set_names, sums.loss_sum_D, sums.tokens_D, strict=True)
                 if tokens
             },
             memory_bytes=peak_memory_bytes(self.topology.device),
+            skipped=skipped,
         )
+
+    def forward_backward(self, step: int) -> Sums:
+        """The gradients of one global batch, into buffers that were zeroed before."""
+        chunks, names = self.model.chunks, self.set_names
+        for chunk in chunks:
+            chunk.zero_grad_buffer()
+        batches = self.microbatches.step(self.consumed_samples)
+        votes = self.stopping.votes()
+        return run_batch(chunks, batches, len(self.microbatches), self.config, self.topology, step, len(names), votes)
+
+    def _advance(self, step: int) -> None:
+        self.step, self.consumed_samples = step, self.microbatches.after(self.consumed_samples)
+
+    def _pass_over(self, step: int, started: float) -> StepResult:
+        """Leave a step out that the settings name."""
+        self._advance(step)
+        self.telemetry.message(f"step {step} is left out (iterations-to-skip); the data go on")
+        return StepResult(
+            step=step,
+            loss=math.nan,
+            grad_norm=math.nan,
+            lr=learning_rate(step, self.config.optimizer, self.config.training.train_iters),
+            tokens=0,
+            seconds=time.perf_counter() - started,
+            samples=self.consumed_samples,
+            expert_load=None,
+            memory_bytes=peak_memory_bytes(self.topology.device),
+            skipped="iterations-to-skip",
+        )
+
+    def _report_skip(self, step: int, reason: str) -> None:
+        """Say it; raises TrainingError with a diagnosis where it was one skip too many."""
+        in_a_row = f"{self.guard.in_a_row} in a row, {self.guard.skipped} in all"
+        self.telemetry.message(f"warning: step {step} is skipped, weights stay as they were: {reason} ({in_a_row})")
+        if self.guard.is_exhausted:
+            raise TrainingError(diagnose(self, step, reason))
 
     def validate(self, step: int) -> None:
         """Loss of each validation set, over the same samples every time; broken off where the session should end."""
@@ -163,11 +202,28 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint into the run folder, if there is one; with --async-save, it is written behind."""
         self.pulse.beat("save")
+        self.check_replicas()
         self.saver.save(
-            RunState(self.step, self.consumed_samples, self.model.optimizer.steps, self.tokens),
+            RunState(
+                self.step,
+                self.consumed_samples,
+                self.model.optimizer.steps,
+                self.tokens,
+                extra={"guard": self.guard.state()},
+            ),
             {name: p.detach() for name, p in self.model.parameters.items()},
             self.model.optimizer.state(),
         )
+
+    def check_replicas(self) -> None:
+        """ReplicaError where replicas are not the same to the bit; nothing unless the settings ask for it."""
+        if self.config.guard.check_weight_hash_across_dp_replicas_interval is None:
+            return
+        self.pulse.beat("replica check")
+        state = self.model.optimizer.state()
+        tensors = {name: p.detach() for name, p in self.model.parameters.items()}
+        tensors |= {f"{name}.{slot}": each for name, slots in state.items() for slot, each in slots.items()}
+        check_replicas(tensors, self.topology)
 
     def draw(self) -> None:
         """Draw the run's pictures into its folder, once, where there is one."""

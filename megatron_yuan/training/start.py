@@ -13,6 +13,7 @@ from megatron_yuan import log
 from megatron_yuan.checkpoint.state import RunState
 from megatron_yuan.config.routing import LOOKS_AHEAD
 from megatron_yuan.config.schema import Config, ModelConfig
+from megatron_yuan.config.spans import NOTHING, Spans, parse_spans
 from megatron_yuan.config.yaml_file import to_yaml
 from megatron_yuan.data.datasets import Sources, build_training_samples, build_validation_samples
 from megatron_yuan.data.fim import FimSamples
@@ -66,7 +67,9 @@ def start_run(
         config=config,
         topology=topology,
         model=model,
-        microbatches=_microbatches(samples, config, topology, sources.eod_id),
+        microbatches=_microbatches(
+            samples, config, topology, sources.eod_id, parse_spans("skip_samples", config.guard.skip_samples)
+        ),
         set_names=sources.train_names,
         validation={name: _microbatches(source, config, topology, sources.eod_id) for name, source in held_out.items()},
         telemetry=SilentTelemetry(),
@@ -77,6 +80,7 @@ def start_run(
         consumed_samples=position.consumed_samples,
         tokens=position.tokens,
     )
+    run.guard.restore(position.extra.get("guard", {}))
     run.telemetry = _open_telemetry(run)
     _introduce(run, loaded)
     return run
@@ -84,21 +88,27 @@ def start_run(
 
 def _training_samples(config: Config, sources: Sources, position: RunState) -> SampleSource:
     data, training, seed = config.data, config.training, config.training.seed
-    # As many as the whole run has; more where it goes on with smaller batches than it began with.
+    # As many as the whole run has; more where it goes on with smaller batches than it began with. Skipped samples ask
+    # for no more: another number of samples would be another order. Then the last ones come again, without loss.
+    seen = position.consumed_samples - parse_spans("skip_samples", config.guard.skip_samples).count_below(
+        position.consumed_samples
+    )
     to_come = (training.train_iters - position.step) * (training.global_batch_size or 1)
     whole = training.train_iters * (training.global_batch_size or 1)
-    samples = build_training_samples(sources, data, max(whole, position.consumed_samples + to_come), seed)
+    samples = build_training_samples(sources, data, max(whole, seen + to_come), seed)
     if data.fim_rate == 0:
         return samples
     assert data.tokenizer_model is not None, "validate_run asks for it"
     return FimSamples(samples, Tokenizer(data.tokenizer_model), data.fim_rate, data.fim_spm_rate, seed, sources.eod_id)
 
 
-def _microbatches(source: SampleSource, config: Config, topology: Topology, eod_id: int) -> Microbatches:
+def _microbatches(
+    source: SampleSource, config: Config, topology: Topology, eod_id: int, skipped: Spans = NOTHING
+) -> Microbatches:
     training = config.training
     size = training.global_batch_size or training.micro_batch_size
     return Microbatches(
-        source, config.data, eod_id, training.micro_batch_size, size, topology.dp_rank, topology.dp_size
+        source, config.data, eod_id, training.micro_batch_size, size, topology.dp_rank, topology.dp_size, skipped
     )
 
 

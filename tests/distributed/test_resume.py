@@ -76,9 +76,7 @@ def test_resumed_on_the_same_layout_every_loss_and_weight_is_equal_to_the_bit(co
 
 def test_expert_biases_move_are_saved_and_resume_to_the_bit_with_noise_in_the_router(config, tmp_path):
     """The bias is float32 in a bfloat16 model; the noise of a noisy top-k router comes from no stream."""
-    model = replace(
-        config.model, moe_router="noisy-top-k", moe_router_enable_expert_bias=True, moe_load_loss_coeff=0.0
-    )
+    model = replace(config.model, moe_router="noisy-top-k", moe_router_enable_expert_bias=True, moe_load_loss_coeff=0.0)
     config = replace(config, model=model)
     straight = run_processes(train, 2, at(config, 2, 1, str(tmp_path / "straight")), digest)
     run_processes(train, 2, at(config, 2, 1, str(tmp_path / "again"), stop=STOP))
