@@ -32,13 +32,15 @@ class ConsoleReport:
             self._bar.start()
 
     def step(self, result: StepResult) -> None:
-        """Move the bar, and write a line where it is time for one."""
+        """Move the bar, and write a line where it is time for one; a step that was left out has no figures to show."""
+        left_out = result.skipped is not None and result.computed_tokens == 0
         self._since_line[0] += result.computed_tokens
         self._since_line[1] += result.seconds
-        self._recent.append(result.seconds)
+        if not left_out:
+            self._recent.append(result.seconds)
         # The median forgets a slow first step and a pause for a checkpoint.
-        eta = duration(statistics.median(self._recent) * max(0, self._total - result.step))
-        if result.step % self._interval == 0 or result.step == self._total:
+        eta = duration(statistics.median(self._recent or [0.0]) * max(0, self._total - result.step))
+        if (result.step % self._interval == 0 or result.step == self._total) and not left_out:
             tokens, seconds = self._since_line
             rate = tokens / seconds if seconds > 0 else float("nan")
             logger.info("%s", step_line(result, self._total, self._arithmetic, rate, eta))

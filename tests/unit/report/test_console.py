@@ -68,3 +68,12 @@ def test_a_validation_is_one_line_for_all_sets(said, arithmetic):
     said()
     report.evaluation(EvalResult(5, {"zh": 3.5, "en": 2.25}, 4096))
     assert said() == "step  5/10 | validation loss | zh  3.5000 | en  2.2500 | 4,096 tokens\n"
+
+
+def test_a_step_that_was_left_out_has_no_line_of_figures(said, make_step, arithmetic):
+    report = ConsoleReport(arithmetic, total_steps=10)
+    said()
+    report.step(make_step(1, loss=math.nan, tokens=0, positions=None, skipped="iterations-to-skip"))
+    assert said() == ""
+    report.step(make_step(2))
+    assert said().startswith("step  2/10")
