@@ -38,7 +38,8 @@ def terminate(trial: Trial, stage: Stage) -> None:
 
 def terminate_slow_save(trial: Trial, stage: Stage) -> None:
     """SIGTERM to the launcher while a save takes long: the save is not broken off."""
-    slow = {"do": "slow", "rank": 0, "when": "before", "point": _SLOW_POINT, "seconds": stage.slow_save_seconds}
+    # On whichever replica's turn it is to write that file.
+    slow = {"do": "slow", "when": "before", "point": _SLOW_POINT, "seconds": stage.slow_save_seconds}
     trial.start([slow])
     since, events = 0.0, trial.folder / "events.jsonl"
     for turn in range(stage.tries):

@@ -6,6 +6,7 @@ where it is larger than the spread over seeds, highest less lowest, of either of
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,9 @@ class Difference:
 
 
 def find(runs: Sequence[CellRun], timed: Mapping[str, float] | None = None) -> list[Finding]:
-    """A row for each arrangement and number of experts, from the runs that are done. Raises DataError for none.
+    """A row for each arrangement and number of experts, from the runs that are done.
+
+    Raises DataError for none, and for a loss that is not finite.
 
     `timed`: milliseconds of a step by `row_name`, where they were measured apart.
     """
@@ -99,6 +102,12 @@ def _row(runs: Sequence[CellRun], timed: Mapping[str, float]) -> Finding:
     for run in runs:
         metrics = read_metrics(run.folder.metrics)
         last = metrics.evaluations[-1]["losses"]
+        for name, loss in last.items():
+            if not math.isfinite(loss):
+                raise DataError(
+                    f"cell {run.cell.name} has come to a loss of {loss} on {name}, which is not finite and compares "
+                    f"with none.\nFix: delete {run.folder.path} and its .yaml, and train it anew with a lower --lr."
+                )
         losses[run.cell.seed] = statistics.fmean(last.values())
         for name, loss in last.items():
             by_set.setdefault(name, []).append(loss)
