@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from megatron_yuan.mcore.compat import quiet, world_of_one
+from megatron_yuan.mcore.compat import importing, quiet, world_of_one
 from megatron_yuan.mcore.version import check_version
 
 check_version()
-with quiet():
+with importing():
     from megatron.core.datasets.blended_dataset import BlendedDataset
     from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig

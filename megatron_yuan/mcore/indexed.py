@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_yuan.mcore.compat import quiet
+from megatron_yuan.mcore.compat import importing
 from megatron_yuan.mcore.version import check_version
 
 check_version()
-with quiet():
+with importing():
     from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
 __all__ = ["IndexedDataset", "IndexedDatasetBuilder", "IndexedWriter"]

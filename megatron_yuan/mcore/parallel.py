@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from megatron_yuan.mcore.compat import quiet
+from megatron_yuan.mcore.compat import importing, quiet
 from megatron_yuan.mcore.version import check_version
 
 check_version()
-with quiet():
+with importing():
     # The schedules import this in the midst of the first step; here its remarks are hidden too.
     import_module("megatron.core.transformer.multi_token_prediction")
     from megatron.core import parallel_state
