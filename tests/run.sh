@@ -28,6 +28,6 @@ fi
 section "tests"
 # One thread a process: two test processes, and those that they start, share the cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-python -m pytest -n 2 "$@" # pytest fails where it finds no test at all
+python -m pytest -n 2 --dist worksteal "$@" # pytest fails where it finds no test at all
 
 section "all passed"
