@@ -30,7 +30,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import megatron-core quietly, and without torch's compiler, which takes a third of the time that a process starts.
+    """Import megatron-core quietly, and without torch's compiler: a third of the time that a process takes to start.
 
     Upstream: core/jit.py decorates the fused functions of GPTModel, none of which is called here, with `torch.compile`,
     which loads dynamo and inductor whether or not anything is compiled.
