@@ -159,6 +159,9 @@ def _check(model: YuanModel, lengths: Sequence[int] | None) -> None:
         raise ConfigError(f"the model is in {dtype}, but the audit compares to the bit in float32; open it with fp32.")
     if model.config.vocab_size < 3:
         raise ConfigError(f"vocab-size is {model.config.vocab_size}; the audit needs at least 3 tokens to exchange.")
+    bad = next((name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()), None)
+    if bad is not None:
+        raise ConfigError(f"{bad} is not finite, so that nothing can be said of what it does; load sound weights.")
     for length in lengths or ():
         if length < 1:
             raise ConfigError(f"seq-length is {length}, but must be 1 or more.")

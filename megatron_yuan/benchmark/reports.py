@@ -105,6 +105,11 @@ def moe(config: Config, rounds: int, peers: bool) -> dict[str, Any]:
 
 def router(config: Config, rounds: int, _peers: bool) -> dict[str, Any]:
     """The attention router's arithmetic, beside the formula written out."""
+    if config.model.moe_router != "attention":
+        raise ConfigError(
+            f"moe-router is {config.model.moe_router}, but --part router times the attention router's arithmetic alone;"
+            "\ntime this one within its layer by --part moe."
+        )
     device, experts = _device(config), config.model.num_experts
     result: dict[str, Any] = {}
     for tokens in ROUTER_TOKENS:

@@ -72,7 +72,7 @@ def tables_of(metrics: Metrics, name: str, most: int, recent_steps: int | None =
             continue
         if recent_steps is not None and covered >= recent_steps:
             break
-        steps = record.get(f"{name}_steps", 1)
+        steps = counted if isinstance(counted := record.get(f"{name}_steps"), int) else 1
         found.append(Tables(record["step"] - steps + 1, record["step"], table))
         covered += steps
     found.reverse()

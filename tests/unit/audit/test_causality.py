@@ -120,6 +120,10 @@ def test_what_cannot_be_audited_is_refused_in_words() -> None:
         audit_causality(model_of(), [0])
     with pytest.raises(ConfigError, match="eod-id is 50"):
         audit_causality(model_of(), [1], eod_id=50)
+    spoiled = model_of()
+    spoiled.final_norm.weight.data[0] = float("nan")
+    with pytest.raises(ConfigError, match=r"final_norm\.weight is not finite"):
+        audit_causality(spoiled)
 
 
 def test_rounding_that_layers_amplify_is_no_leak() -> None:

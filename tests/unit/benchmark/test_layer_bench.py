@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
-from megatron_yuan.benchmark import expert_attention
+from megatron_yuan.benchmark import expert_attention, reports
 from megatron_yuan.benchmark.moe import flops_by_extent, layer_bench
 from megatron_yuan.config.presets import preset
+from megatron_yuan.errors import ConfigError
 
 TINY = preset("tiny")
 CONFIG = replace(
@@ -57,3 +59,8 @@ def test_the_attention_router_keeps_a_fifth_or_less_of_what_the_formula_does() -
     costs = expert_attention.measure(64, 32, CPU, rounds=1)
     assert costs["naive"].saved_bytes >= 64 * 32 * 32 * 4
     assert 5 * costs["fused"].saved_bytes <= costs["naive"].saved_bytes
+
+
+def test_the_attention_routers_benchmark_takes_no_other_router() -> None:
+    with pytest.raises(ConfigError, match="moe-router is softmax"):
+        reports.router(CONFIG, 1, False)
