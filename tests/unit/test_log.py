@@ -14,7 +14,6 @@ def _fresh():
     log.console.cache_clear()
     yield
     log.console.cache_clear()
-    log.configure()
 
 
 def test_rank_0_speaks_on_stdout(capsys):

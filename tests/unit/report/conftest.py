@@ -32,4 +32,3 @@ def said(capsys) -> Iterator[Callable[[], str]]:
     log.configure()
     yield lambda: capsys.readouterr().out
     log.console.cache_clear()
-    log.configure()
