@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -35,15 +36,22 @@ def configure(rank: int = 0, world_size: int = 1) -> None:
         handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(message)s" if rank == 0 else f"[rank {rank} of {world_size}] %(message)s"))
     logger.addHandler(handler)
+    if rank == 0:
+        logger.addHandler(_Early())
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     logger.propagate = False
 
 
 @contextmanager
 def mirrored_to(path: Path) -> Iterator[None]:
-    """Append everything said meanwhile to the file `path` too, each line with its time."""
+    """Append everything said meanwhile to the file `path` too, and before it what was said since `configure`, each line
+    with its time."""
     handler = _Mirror(path, encoding="utf-8")
     handler.setFormatter(_Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
+    for early in [each for each in logger.handlers if isinstance(each, _Early)]:
+        logger.removeHandler(early)
+        for record in early.records:
+            handler.handle(record)
     logger.addHandler(handler)
     try:
         yield
@@ -59,6 +67,17 @@ class _Formatter(logging.Formatter):
         if record.levelno >= logging.WARNING:
             record.message = f"{record.levelname.lower()}: {record.message}"
         return super().formatMessage(record)
+
+
+class _Early(logging.Handler):
+    """Keeps what is said before there is a run folder, such as that a damaged checkpoint was set aside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: deque[logging.LogRecord] = deque(maxlen=1000)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
 
 
 class _Mirror(logging.FileHandler):

@@ -200,7 +200,10 @@ class Run:
             self.telemetry.evaluation(EvalResult(step=step, losses=losses, tokens=tokens))
 
     def save(self) -> None:
-        """Write a checkpoint into the run folder, if there is one; with --async-save, it is written behind."""
+        """Write a checkpoint into the run folder, if there is one; with --async-save, it is written behind.
+
+        Whoever was asked to stop meanwhile is heard here, so that no further step and save follow.
+        """
         self.pulse.beat("save")
         self.check_replicas()
         self.saver.save(
@@ -214,6 +217,9 @@ class Run:
             {name: p.detach() for name, p in self.model.parameters.items()},
             self.model.optimizer.state(),
         )
+        if self.stop_reason is None and self.saver.folder is not None:
+            votes = self.topology.gather(self.stopping.votes())
+            self.stop_reason = self.stopping.verdict([sum(each) for each in zip(*votes, strict=True)])
 
     def check_replicas(self) -> None:
         """ReplicaError where replicas are not the same to the bit; nothing unless the settings ask for it."""

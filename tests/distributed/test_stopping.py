@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from megatron_yuan.config.presets import preset
+from megatron_yuan.config.schema import Config
+from megatron_yuan.config.validate import validate_world
 from tests.indexed_data import EOD, counting_documents, write_indexed
-from tests.processes import free_port
+from tests.processes import free_port, run_processes
 
 ENTRY = Path(__file__).parents[2] / "pretrain_yuan_moe.py"
 STEPS = 2000
@@ -86,3 +92,45 @@ def test_a_second_run_is_kept_out_of_the_folder_and_a_kill_of_the_first_lets_it_
     subprocess.run([*command, "--exit-duration-in-mins", "0.001"], check=True, timeout=120, capture_output=True)
     ended = status(tmp_path / "run")
     assert (ended["state"], ended["reason"]) == ("requeue", "exit-duration-in-mins")
+
+
+def asked_in_a_save(config: Config) -> tuple[int, int, str | None]:
+    """Train; in the first save the last rank alone gets a SIGTERM. Steps done, saves, and why it stopped."""
+    from megatron_yuan.data.datasets import open_sources
+    from megatron_yuan.parallel import topology as processes
+    from megatron_yuan.training.loop import fit
+    from megatron_yuan.training.start import start_run
+
+    config = validate_world(config, processes.world_size())
+    topology = processes.start(config)
+    try:
+        run = start_run(config, topology, open_sources(config.data, config.model.vocab_size))
+        save, saves = run.saver.save, []
+
+        def slow_save(*state: Any) -> None:
+            saves.append(run.step)
+            save(*state)
+            if topology.rank == topology.world_size - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        run.saver.save = slow_save  # type: ignore[method-assign]
+        fit(run)
+        return run.step, len(saves), run.stop_reason
+    finally:
+        processes.stop()
+
+
+def test_a_signal_to_one_rank_in_a_save_costs_no_further_step_and_no_second_save(tmp_path):
+    prefix = write_indexed(tmp_path / "set", counting_documents(0))
+    tiny = preset("tiny")
+    config = replace(
+        tiny,
+        data=replace(tiny.data, data_path=(prefix,), split="1,0,0", seq_length=32, eod_id=EOD),
+        parallel=replace(tiny.parallel, pipeline_model_parallel_size=2),
+        training=replace(tiny.training, train_iters=9, micro_batch_size=1, global_batch_size=2),
+        optimizer=replace(tiny.optimizer, lr_warmup_iters=0),
+        checkpoint=replace(tiny.checkpoint, save=str(tmp_path / "run"), save_interval=3),
+        logging=replace(tiny.logging, peak_tflops=1.0),
+    )
+    assert run_processes(asked_in_a_save, 2, config) == [(3, 1, "SIGTERM")] * 2
+    assert (status(tmp_path / "run")["state"], status(tmp_path / "run")["step"]) == ("requeue", 3)

@@ -55,6 +55,20 @@ def test_a_mirror_has_the_words_with_their_time(tmp_path, capsys):
     assert "later" not in line
 
 
+def test_a_mirror_begins_with_what_was_said_before_it(tmp_path):
+    log.configure()
+    log.logger.warning("set aside")
+    with log.mirrored_to(tmp_path / "log.txt"):
+        log.logger.info("first step")
+    with log.mirrored_to(tmp_path / "other.txt"):
+        log.logger.info("other")
+    assert [line[20:] for line in (tmp_path / "log.txt").read_text().splitlines()] == [
+        "warning: set aside",
+        "first step",
+    ]
+    assert "set aside" not in (tmp_path / "other.txt").read_text()
+
+
 def test_a_full_disk_beneath_the_mirror_is_said_once(capsys):
     log.configure()
     with log.mirrored_to(Path("/dev/full")):
