@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import sys
 
-from megatron_yuan.config.load import parse
+from megatron_yuan.config.load import Invocation, parse
 from megatron_yuan.config.validate import validate_run, validate_world
 from megatron_yuan.errors import run_command_line
-from megatron_yuan.parallel.launcher import world_size
+from megatron_yuan.parallel.launcher import rank, world_size
+from megatron_yuan.training.outcome import Outcome
 from megatron_yuan.training.stopping import Stopping
 
 
@@ -27,13 +28,21 @@ def main() -> None:
         print(dry_run_report(invocation.config, invocation.preset))
         return
 
-    # Settings and data are checked before torch is loaded and processes meet: a mistake costs no waiting.
-    validate_run(invocation.config)
     stopping = Stopping(invocation.config.training.exit_duration_in_mins)
+    with Outcome(invocation.config.checkpoint.save, rank() == 0) as outcome:
+        train(invocation, stopping, outcome)
+
+
+def train(invocation: Invocation, stopping: Stopping, outcome: Outcome) -> None:
+    """Settings and data are checked before torch is loaded and processes meet: a mistake costs no waiting."""
+    validate_run(invocation.config)
     config = validate_world(invocation.config, world_size())
     from megatron_yuan.data.datasets import open_sources
 
     sources = open_sources(config.data, config.model.vocab_size)
+    from megatron_yuan.evaluation.in_training import task_measure
+
+    measure = task_measure(config)
     from megatron_yuan.parallel import topology as processes
 
     topology = processes.start(config)
@@ -43,7 +52,7 @@ def main() -> None:
         from megatron_yuan.training.start import start_run
 
         with watch_over(config, topology) as watch, watch.explaining():
-            fit(start_run(config, topology, sources, invocation.remarks, stopping, watch))
+            fit(start_run(config, topology, sources, invocation.remarks, stopping, watch, outcome, measure))
     finally:
         processes.stop()
 

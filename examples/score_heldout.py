@@ -1,9 +1,10 @@
-"""Score a model on held-out questions by exact match of its greedy answer, beside the same model untrained.
+"""Score a model on held-out questions by exact match of its greedy answer, beside the same model untrained, or another.
 
-    python examples/score_heldout.py --load RUN --questions heldout.jsonl [--examples 2]
+    python examples/score_heldout.py --load RUN --questions heldout.jsonl [--before RUN] [--examples 2]
 
-The questions are those of examples/sample_corpus.py: {"lang", "kind", "question", "answer"} a line. The model is asked
-'question<sep>' and answers up to <eod>. Untrained means: initial weights of the same shape, with the same tokenizer.
+The questions are those of examples/sample_corpus.py or sample_dialogues.py: {"lang", "kind", "question", "answer"} a
+line. The model is asked 'question<sep>' and answers up to <eod> or <sep>. Untrained means: initial weights of the same
+shape, with the same tokenizer.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -41,7 +43,7 @@ def read_questions(path: Path) -> list[Row]:
 
 def answer_all(model: torch.nn.Module, tokenizer: Tokenizer, rows: list[Row]) -> list[str]:
     """The greedy answer to each question. Questions of one length share a batch, so that no padding is needed."""
-    (end,) = tokenizer.encode("<eod>")
+    ends = {tokenizer.eod_id, *tokenizer.encode("<sep>")}  # after <sep>, a model of dialogues asks the next question
     longest = max(len(tokenizer.encode(row["answer"])) for row in rows) + 2  # one for <eod>, one to be seen as too long
     by_length: defaultdict[int, list[int]] = defaultdict(list)
     prompts = [tokenizer.encode(row["question"] + "<sep>") for row in rows]
@@ -53,8 +55,8 @@ def answer_all(model: torch.nn.Module, tokenizer: Tokenizer, rows: list[Row]) ->
             batch = members[start : start + BATCH]
             output = model.generate(torch.tensor([prompts[i] for i in batch]), max_new_tokens=longest)  # type: ignore[operator]
             for i, ids in zip(batch, output.tolist(), strict=True):
-                new = ids[length:]
-                answers[i] = tokenizer.decode(new[: new.index(end)] if end in new else new).strip()
+                new = list(takewhile(lambda token: token not in ends, ids[length:]))
+                answers[i] = tokenizer.decode(new).strip()
     return answers
 
 
@@ -68,10 +70,10 @@ def shares(rows: list[Row], answers: list[str]) -> dict[tuple[str, str], tuple[i
     return {key: (right, total) for key, (right, total) in counts.items()}
 
 
-def print_table(rows: list[Row], untrained: list[str], trained: list[str]) -> None:
-    """Print one line for each language and kind, and the language's total last."""
-    before, after = shares(rows, untrained), shares(rows, trained)
-    print(f"{'language':<10}{'kind':<16}{'questions':>9}{'untrained':>11}{'trained':>9}")
+def print_table(rows: list[Row], first: list[str], trained: list[str], names: tuple[str, str]) -> None:
+    """Print one line for each language and kind, and the language's total last; `names` head the two columns."""
+    before, after = shares(rows, first), shares(rows, trained)
+    print(f"{'language':<10}{'kind':<16}{'questions':>9}{names[0]:>11}{names[1]:>9}")
     for lang, kind in sorted(after, key=lambda key: (key[0], key[1] == "all", key[1])):
         (zero, _), (right, total) = before[lang, kind], after[lang, kind]
         print(f"{lang:<10}{kind:<16}{total:>9}{zero / total:>11.0%}{right / total:>9.0%}")
@@ -81,7 +83,8 @@ def main() -> None:
     """Read the command line, ask the model twice, print the table."""
     parser = argparse.ArgumentParser(description="Exact match on held-out questions, untrained and trained.")
     parser.add_argument("--load", type=Path, required=True, help="run folder, checkpoint or HF folder")
-    parser.add_argument("--questions", type=Path, required=True, help="heldout.jsonl of examples/sample_corpus.py")
+    parser.add_argument("--questions", type=Path, required=True, help="heldout.jsonl of a sample corpus")
+    parser.add_argument("--before", type=Path, help="a model to compare with; unset, the same one untrained")
     parser.add_argument("--tokenizer-model", type=Path, help="SentencePiece model; unset, tokenizer.model in --load")
     parser.add_argument("--examples", type=int, default=2, help="answers to print for each language")
     arguments = parser.parse_args()
@@ -90,16 +93,20 @@ def main() -> None:
     tokenizer = Tokenizer(str(arguments.tokenizer_model or arguments.load / "tokenizer.model"))
     model = megatron_yuan.load(str(arguments.load))
     trained = answer_all(model, tokenizer, rows)
-    for part in model.modules():
-        if isinstance(part, YuanModel):
-            initialize(part, part.config, seed=0)
-    untrained = answer_all(model, tokenizer, rows)
+    names = "untrained", "trained"
+    if arguments.before is not None:
+        model, names = megatron_yuan.load(str(arguments.before)), ("before", "after")
+    else:
+        for part in model.modules():
+            if isinstance(part, YuanModel):
+                initialize(part, part.config, seed=0)
+    first = answer_all(model, tokenizer, rows)
     for lang in sorted({row["lang"] for row in rows}):
         asked = [(row, answer) for row, answer in zip(rows, trained, strict=True) if row["lang"] == lang]
         for row, answer in asked[:: max(1, len(asked) // max(1, arguments.examples))][: arguments.examples]:
             verdict = "right" if answer == row["answer"] else f"wrong: it is {row['answer']}"
             print(f"  {row['question']}\n    {answer}  ({verdict})")
-    print_table(rows, untrained, trained)
+    print_table(rows, first, trained, names)
 
 
 if __name__ == "__main__":

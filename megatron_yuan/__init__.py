@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from megatron_yuan.inference.model import load as load
+from megatron_yuan.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from megatron_yuan.inference.load import load as load
+
 __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import; `import megatron_yuan` must not.
     if name == "load":
-        from megatron_yuan.inference.model import load
+        from megatron_yuan.inference.load import load
 
         return load
     raise AttributeError(f"module 'megatron_yuan' has no attribute {name!r}")

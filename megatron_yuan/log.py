@@ -7,6 +7,7 @@ Knows neither torch nor megatron.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -20,10 +21,20 @@ from rich.text import Text
 logger = logging.getLogger("megatron_yuan")
 
 
+class _LastingConsole(Console):
+    """One whose reader may go away (`| head`, a `tee` that the same Ctrl-C ended): lines are lost then, not the run."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
 @cache
 def console() -> Console:
     """The terminal (or pipe) of this process; lines printed through it do not tear a progress bar on it."""
-    return Console(soft_wrap=True, highlight=False, markup=False)
+    return _LastingConsole(soft_wrap=True, highlight=False, markup=False)
 
 
 def configure(rank: int = 0, world_size: int = 1) -> None:

@@ -39,7 +39,7 @@ def main() -> int:
     arguments = parse()
     from megatron_yuan.audit import audit_causality
     from megatron_yuan.audit.causality import KINDS
-    from megatron_yuan.inference.model import load
+    from megatron_yuan.inference.load import load
 
     report = audit_causality(
         load(arguments.load, "fp32", arguments.device),

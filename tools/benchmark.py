@@ -1,13 +1,19 @@
 """Measure speed in one process, where the time goes, and the machine's own limit beside it.
 
-python tools/benchmark.py --preset bench-cpu [--part step|moe|router|checkpoint] [--peers] [--rounds N] [--json FILE]
-    [any flag of pretrain_yuan_moe.py]
+python tools/benchmark.py --preset bench-cpu [--part step|moe|router|inference|checkpoint|data|blend|plan] [--peers]
+    [--rounds N] [--json FILE] [any flag of pretrain_yuan_moe.py]
 
 step (default): a training step by part. moe: the mixture-of-experts layer alone, in float32 and bfloat16, with real and
 with forced-balanced routing. router: the attention router's arithmetic beside the naive formula.
+inference: prefill and decoding at batch 1 and 16; with --peers beside transformers with the exported code and Mixtral.
 checkpoint: saving, loading and saving behind of a model of --parameters N (200e6), on the disk of --save FOLDER, beside
 cp, sha256, memcpy and torch.distributed.checkpoint.
---peers adds Hugging Face transformers' Mixtral (installed apart) to the first two.
+data: preprocessing --input FILE ... with --tokenizer-model FILE, beside SentencePiece alone on as many threads, and
+beside one document at a time, as Megatron-LM's tool works.
+blend: opening a blend of 44 sets, --documents N (5e6) in all, on the disk of --save FOLDER: its index built and found
+again, time and memory at three sizes, beside megatron-core's own builder for one such set.
+plan: memory of each process and time of a step as the planner predicts them, beside what gloo processes need here.
+--peers adds Hugging Face transformers' Mixtral (installed apart) to step and moe too.
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ from typing import Any
 from megatron_yuan.config.load import parse
 from megatron_yuan.errors import ConfigError, run_command_line
 
-PARTS = ("step", "moe", "router", "checkpoint")
+PARTS = ("step", "moe", "router", "inference", "checkpoint", "data", "blend", "plan")
 
 
 def main() -> None:
@@ -30,7 +36,8 @@ def main() -> None:
         print(__doc__)
     part, rounds = _take(arguments, "--part", "step"), _take(arguments, "--rounds", "5")
     output = _take(arguments, "--json", "")
-    parameters = _take(arguments, "--parameters", "200e6")
+    parameters, inputs = _take(arguments, "--parameters", "200e6"), _take_several(arguments, "--input")
+    documents = _take(arguments, "--documents", "5e6")
     if part not in PARTS:
         raise ConfigError(f"part is {part!r}, but must be one of {', '.join(PARTS)}.")
     if output and not Path(output).parent.is_dir():
@@ -43,23 +50,39 @@ def main() -> None:
     if part == "checkpoint":
         from megatron_yuan.benchmark import checkpoints
 
-        result = checkpoints.report(_count(parameters), int(rounds), config.checkpoint.save)
+        result = checkpoints.report(_count("parameters", parameters, 1e5), int(rounds), config.checkpoint.save)
+    elif part == "blend":
+        from megatron_yuan.benchmark import blend
+
+        result = blend.report(_count("documents", documents, 1e4), int(rounds), config.checkpoint.save)
+    elif part == "plan":
+        from megatron_yuan.benchmark import planned
+
+        result = dict(planned.plan(config, int(rounds)))
+    elif part == "data":
+        from megatron_yuan.benchmark import data
+
+        if not inputs or config.data.tokenizer_model is None:
+            raise ConfigError(
+                "part is data, which needs text and a tokenizer; give --input FILE ... --tokenizer-model FILE."
+            )
+        result = data.report(inputs, config.data.tokenizer_model, int(rounds))
     else:
         from megatron_yuan.benchmark import reports
 
-        report = {"step": reports.step, "moe": reports.moe, "router": reports.router}[part]
+        report = getattr(reports, part)
         result = report(config, int(rounds), "--peers" in arguments)
     if output:
         Path(output).write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _count(text: str) -> int:
+def _count(name: str, text: str, least: float) -> int:
     try:
         count = float(text)
     except ValueError:
         count = 0.0
-    if not 1e5 <= count <= 1e13:
-        raise ConfigError(f"parameters is {text!r}, but must be a number from 1e5 up, such as 200e6.")
+    if not least <= count <= 1e13:
+        raise ConfigError(f"{name} is {text!r}, but must be a number from {least:g} up, such as {1e3 * least:g}.")
     return int(count)
 
 
@@ -71,6 +94,16 @@ def _take(arguments: list[str], flag: str, default: str) -> str:
         raise ConfigError(f"{flag} needs a value.")
     _, value = arguments.pop(at), arguments.pop(at)
     return value
+
+
+def _take_several(arguments: list[str], flag: str) -> list[str]:
+    if flag not in arguments:
+        return []
+    at = arguments.index(flag)
+    end = next((i for i in range(at + 1, len(arguments)) if arguments[i].startswith("--")), len(arguments))
+    values = arguments[at + 1 : end]
+    del arguments[at:end]
+    return values
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def mixtral_step(config: Config, device: torch.device) -> tuple[Callable[[], Non
     Float32 weights under bfloat16 autocast (or plain float32), `grouped_mm` experts, fused AdamW, SDPA. Raises
     ConfigError where transformers is missing.
     """
-    transformers = _transformers()
+    transformers = transformers_or_refuse()
     random = torch.Generator().manual_seed(config.training.seed)
     size = (config.training.micro_batch_size, config.data.seq_length)
     tokens = torch.randint(config.model.vocab_size, size, generator=random).to(device)
@@ -51,7 +51,7 @@ def mixtral_layers(
 
     Weights are of `dtype`; `autocast` computes in bfloat16. With the router its own runs too: its choice is replaced.
     """
-    transformers = _transformers()
+    transformers = transformers_or_refuse()
     block_of = transformers.models.mixtral.modeling_mixtral.MixtralSparseMoeBlock
     actions = {}
     for implementation in EXPERTS_IMPLEMENTATIONS:
@@ -89,7 +89,17 @@ def _action(
     return action
 
 
-def _transformers() -> Any:
+def mixtral_model(config: Config, device: torch.device) -> Any:
+    """Mixtral of `config`'s shape, `grouped_mm` experts, to be used for inference."""
+    transformers = transformers_or_refuse()
+    settings = _mixtral_config(transformers, config, "grouped_mm")
+    settings.max_position_embeddings *= 2  # room for an answer
+    with device:
+        return transformers.MixtralForCausalLM(settings)
+
+
+def transformers_or_refuse() -> Any:
+    """The module transformers. ConfigError where it is missing."""
     try:
         import transformers
         import transformers.models.mixtral.modeling_mixtral

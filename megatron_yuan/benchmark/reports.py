@@ -136,3 +136,24 @@ def _device(config: Config) -> torch.device:
     if device.type == "cpu":
         keep_freed_memory()
     return device
+
+
+def inference(config: Config, rounds: int, peers: bool) -> dict[str, Any]:
+    """Prefill and decoding at batch 1 and 16, in tokens/s."""
+    from megatron_yuan.benchmark.inference import NEW_TOKENS, OURS, measure
+
+    precision = "bf16" if config.optimizer.bf16 else "fp32"
+    print(f"prompt of {config.data.seq_length} tokens a row, then {NEW_TOKENS} new ones; {precision}")
+    result: dict[str, Any] = {}
+    for batch in (1, 16):
+        speeds = measure(config, batch, rounds, peers)
+        for name, speed in speeds.items():
+            beside = ""
+            if name != OURS:
+                ours = speeds[OURS]
+                beside = f"; ours: {ours.prefill / speed.prefill:.2f}x and {ours.decode / speed.decode:.2f}x"
+            print(
+                f"batch {batch:2d}, {name}: prefill {speed.prefill:,.0f}, decode {speed.decode:,.1f} tokens/s{beside}"
+            )
+        result[f"batch {batch}"] = {name: speed._asdict() for name, speed in speeds.items()}
+    return result

@@ -35,8 +35,8 @@ class Ranks(Protocol):
         """Replica of this process; every replica of a stage holds the same tensors."""
         ...
 
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's `value`, in order of ranks, on every rank."""
+    def gather(self, value: Any, beats: bool = True) -> list[Any]:
+        """Every rank's `value`, in order of ranks, on every rank. Not `beats`: it is no sign that the work goes on."""
         ...
 
 
@@ -49,7 +49,7 @@ class Alone:
     pp_rank: int = 0
     dp_rank: int = 0
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Any, beats: bool = True) -> list[Any]:
         """The one value."""
         return [value]
 

@@ -98,17 +98,13 @@ def list_damaged(folder: Path) -> list[str]:
 
 
 def read_latest(folder: Path) -> int | None:
-    """The step that `latest` names; None where there is no such file. What else it may say is a CheckpointError."""
+    """The step that `latest` names; None where it names none, being damaged or not there."""
     try:
         text = (folder / LATEST).read_bytes()[:100].decode("ascii", "replace").strip()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return None
     match = _FOLDER.fullmatch(text)
-    if not match:
-        raise CheckpointError(
-            f"{folder / LATEST} says {text!r}, not a name like {folder_name(100)}: correct or delete it"
-        )
-    return int(match.group(1))
+    return int(match.group(1)) if match else None
 
 
 def write_latest(folder: Path, step: int) -> None:

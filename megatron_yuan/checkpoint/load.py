@@ -175,8 +175,10 @@ def _open(path: Path, ckpt_step: int | None, verify: bool) -> Checkpoint:
     if ckpt_step not in (None, manifest.step):
         raise CheckpointError(f"{path} is of step {manifest.step}, not of --ckpt-step {ckpt_step}")
     for file, record in manifest.files.items():
-        if (path / file).is_symlink() or (path / file).parent.is_symlink():
-            raise CheckpointError(f"{path / file} is a link, which no checkpoint has: refused. Copy what it points to")
+        # What leads to the checkpoint may be a link of the user's; what is inside it is the checkpoint's.
+        inside = [each for each in (path / file, (path / file).parent) if each != path]
+        for link in filter(Path.is_symlink, inside):
+            raise CheckpointError(f"{link} is a link, which no checkpoint has: refused. Copy what it points to")
         if not (path / file).is_file():
             raise DamagedError(damaged(path, f"{file} is missing"))
         size = (path / file).stat().st_size

@@ -55,7 +55,7 @@ class Manifest:
         """The inverse, for text of unknown origin: any oddity is a CheckpointError, a newer version first of all."""
         outer = strict_json.parse(text, source)
         version, content = outer.get("version"), outer.get("content")
-        if outer.get("format") != FORMAT or not isinstance(version, int):
+        if outer.get("format") != FORMAT or not strict_json.is_count(version) or not version:
             raise DamagedError(f"{source} is not the manifest of a {FORMAT}")
         whole = isinstance(content, dict) and content.get("version", version) == version
         if version > VERSION and whole:
@@ -96,4 +96,6 @@ def _parse_record(path: str, entry: Any, source: str) -> FileRecord:
         if not isinstance(spec, list) or len(spec) != 2:
             raise CheckpointError(f"{here} tensor {name} has no type and shape")
         tensors[name] = TensorSpec.from_json(spec[0], spec[1], f"{here} tensor {name},")
+    if sum(spec.nbytes for spec in tensors.values()) > entry["size"]:
+        raise CheckpointError(f"{here} has {entry['size']:,} bytes, which its tensors' shapes exceed")
     return FileRecord(entry["size"], entry["sha256"], tensors)

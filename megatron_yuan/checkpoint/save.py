@@ -17,7 +17,7 @@ from megatron_yuan.checkpoint.agreement import Ranks, together
 from megatron_yuan.checkpoint.commit import Pending, Retention
 from megatron_yuan.checkpoint.manifest import FileRecord
 from megatron_yuan.checkpoint.state import RunState
-from megatron_yuan.checkpoint.store import Pieces, TensorSpec
+from megatron_yuan.checkpoint.store import Count, Pieces, TensorSpec
 from megatron_yuan.checkpoint.work import Progress, on_threads, writing_threads
 from megatron_yuan.errors import CheckpointError
 
@@ -138,9 +138,10 @@ def write_part(order: Order, progress: Progress) -> Part:
 
     def write(file: str, tensors: Mapping[str, Tensor]) -> None:
         written[file] = commit.write_file(order.pending, file, tensors, progress.count)
+        progress.count(0)  # the disk has it
 
     def compare(file: str, tensors: Mapping[str, Tensor]) -> None:
-        digests[file] = {name: _digest(tensor) for name, tensor in tensors.items()}
+        digests[file] = {name: _digest(tensor, progress.count) for name, tensor in tensors.items()}
 
     work: dict[str, Callable[[], None]] = {"small": write_small} if order.rank == 0 else {}
     for file, tensors in order.held.items():
@@ -247,8 +248,9 @@ def _nbytes(specs: Mapping[str, TensorSpec]) -> int:
     return sum(spec.nbytes for spec in specs.values())
 
 
-def _digest(tensor: Tensor) -> str:
+def _digest(tensor: Tensor, count: Count) -> str:
     digest = hashlib.sha256()
     for chunk in store.chunks(tensor):
         digest.update(chunk)
+        count(0)  # nothing more on the disk, but work that goes on
     return digest.hexdigest()

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from megatron_yuan.checkpoint import commit
 from megatron_yuan.checkpoint.agreement import Ranks, together
-from megatron_yuan.checkpoint.behind import SaveBehind
+from megatron_yuan.checkpoint.behind import Beat, SaveBehind, silent
 from megatron_yuan.checkpoint.commit import KEEP_ALL, Retention
 from megatron_yuan.checkpoint.save import Files, Order, agree
 from megatron_yuan.checkpoint.stage import HostBuffers
@@ -46,11 +46,12 @@ class CheckpointSaver:
         retention: Retention = KEEP_ALL,
         *,
         background: bool = False,
+        beat: Beat = silent,
     ) -> None:
-        """`background`: `save` returns once all is copied to host memory, which takes the bytes that this rank writes
-        (its share of the stage among the replicas) once more."""
+        """`beat`: see SaveBehind. `background`: `save` returns once all is copied to host memory, which takes the bytes
+        that this rank writes (its share of the stage among the replicas) once more."""
         self.folder, self._ranks, self._config_text, self._tokenizer = run_folder, ranks, config_text, tokenizer
-        self._retention, self._background = retention, background
+        self._retention, self._background, self._beat = retention, background, beat
         self._buffers = HostBuffers()
         self._under_way: SaveBehind | None = None
         self._begun = 0.0
@@ -76,7 +77,7 @@ class CheckpointSaver:
             order = self._staged(order)
             seconds, held = time.monotonic() - self._begun, self.staged_bytes / 1e9
             log.info("staged %s in %.2f s (%.2f GB of host memory)", order.pending.final.name, seconds, held)
-        self._under_way = SaveBehind(order, self._ranks, self._retention)
+        self._under_way = SaveBehind(order, self._ranks, self._retention, self._beat)
         if not self._background:
             self._settle(self._under_way)
 

@@ -39,6 +39,6 @@ class RunState:
             raise CheckpointError(f"{source}: the field {name!r} is {'missing' if name in names else 'unknown'}"[:300])
         for name, value in values.items():
             if not (isinstance(value, dict) if name in ("rng", "extra") else strict_json.is_count(value)):
-                wanted = "an object" if name in ("rng", "extra") else "a whole number from 0 up"
+                wanted = "an object" if name in ("rng", "extra") else "a whole number in [0, 2^63)"
                 raise CheckpointError(f"{source}: {name} is {str(value)[:50]!r}, but {wanted} is needed")
         return cls(**values)

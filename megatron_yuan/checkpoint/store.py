@@ -41,6 +41,7 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _CHUNK = 4 << 20  # bytes at a time: stays in the cache between read, hash and copy; a multiple of every item size
 _MAX_HEADER = 100 << 20  # the safetensors package's own limit
 _KICK = 32 << 20  # bytes after which the disk is told to begin, rather than idle until the fsync
+_SYNC = 1 << 30  # bytes after which the disk is waited for, so that a slow one is seen to move, and a dead one not to
 
 Count = Callable[[int], None]
 """Told of every so many bytes that are done; may raise, to break off."""
@@ -123,7 +124,7 @@ class _HashedOutput:
 
     def __init__(self, file: BinaryIO, count: Count | None) -> None:
         self.file, self.count = file, count
-        self.digest, self.size, self.kicked = hashlib.sha256(), 0, 0
+        self.digest, self.size, self.kicked, self.synced = hashlib.sha256(), 0, 0, 0
 
     def write(self, chunk: bytes | memoryview) -> None:
         self.digest.update(chunk)
@@ -136,6 +137,10 @@ class _HashedOutput:
             self.file.flush()
             os.posix_fadvise(self.file.fileno(), self.kicked, self.size - self.kicked, os.POSIX_FADV_DONTNEED)
             self.kicked = self.size
+        if self.size - self.synced >= _SYNC:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.synced = self.size
 
 
 def chunks(tensor: Tensor | Pieces) -> Iterator[memoryview]:

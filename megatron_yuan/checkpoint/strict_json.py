@@ -31,8 +31,8 @@ def readable(value: Any) -> str:
 
 
 def is_count(value: Any) -> bool:
-    """Whether `value` is a whole number from 0 up (JSON's true is not)."""
-    return type(value) is int and value >= 0
+    """Whether `value` is a whole number from 0 up that 63 bits hold (JSON's true is not)."""
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -30,7 +30,7 @@ class Progress:
 
     def __init__(self, what: str, total: int, alive: Callable[[], None] | None = None) -> None:
         """`alive` is called every SAY_EVERY seconds in which something was done."""
-        self.what, self.total, self.done = what, total, 0
+        self.what, self.total, self.done, self.counts = what, total, 0, 0
         self._alive, self._said = alive, 0
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self._begun = time.monotonic()
@@ -41,6 +41,7 @@ class Progress:
             raise Stopped
         with self._lock:
             self.done += nbytes
+            self.counts += 1
 
     def say(self) -> None:
         """Say how things stand."""

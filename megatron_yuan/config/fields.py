@@ -14,11 +14,14 @@ PATHS = (
     "data_path",
     "train_data_path",
     "valid_data_path",
+    "test_data_path",
+    "data_args_path",
     "tokenizer_model",
     "data_cache_path",
     "save",
     "load",
     "tensorboard_dir",
+    "task_data",
 )
 """Settings that name files or folders, with weights between them or without."""
 

@@ -94,9 +94,8 @@ PUBLISHED: dict[str, Rule] = {
     "--no-masked-softmax-fusion": Accepted(_KERNEL),
     "--moe-grouped-gemm": Renamed(("--moe-experts", "grouped"), values=0),
     # Fine-tuning
-    "--sft-stage": Refused(
-        "a loss on answers alone is not built, so instruction data would be trained on whole; "
-        "drop the flag to continue pretraining on every token"),
+    "--sft-stage": Renamed(("--sft",), values=0,
+        remark="--sft-stage is taken as --sft: loss on every answer and its end, where the published mask has gaps"),
     "--override-opt-param-scheduler": Accepted("the schedule always comes from the settings, never from a checkpoint"),
     "--train-reset": Renamed(("--finetune",), values=0,
         remark="--train-reset is taken as --finetune: step, data position, schedule and optimizer state start anew"),
@@ -120,8 +119,6 @@ MEGATRON: dict[str, Rule] = {
     "--pipeline-model-parallel-blocks": Special(-1),
     "--num-layers-per-virtual-pipeline-stage": Special(),
     "--num-virtual-stages-per-pipeline-rank": Renamed(("--virtual-pipeline-model-parallel-size",)),
-    "--test-data-path": Refused(
-        "no test set is measured in training; hold sets out with --valid-data-path, whose losses are reported apart"),
     "--local-rank": Accepted("the rank is read from the environment that the launcher sets", 1),
     "--context-parallel-size": _one("1", _NO_SHARDING),
     "--expert-model-parallel-size": _one("1", _NO_SHARDING),

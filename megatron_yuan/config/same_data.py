@@ -10,7 +10,7 @@ from megatron_yuan.config.schema import Config
 from megatron_yuan.errors import ConfigError
 
 BLENDS = ("data_path", "train_data_path")
-SETTINGS = ("split", "seq_length", "fim_rate", "fim_spm_rate")
+SETTINGS = ("split", "seq_length", "fim_rate", "fim_spm_rate", "fim_cut", "sft")
 
 
 def check_same_data(saved: Config, asked: Config, where: str) -> None:

@@ -131,12 +131,20 @@ class DataConfig:
     """Blend for training alone; replaces data-path and split."""
     valid_data_path: tuple[str, ...] = ()
     """Blend for validation alone, each set's loss reported apart; replaces data-path and split."""
+    test_data_path: tuple[str, ...] = ()
+    """Blend measured once, when the run ends, each set's loss apart; replaces the test part of data-path."""
+    data_args_path: str | None = None
+    """YAML file of sets with names, languages and weights (and validation and test sets); instead of the above."""
     split: str = "969,30,1"
     """Shares of data-path for training, validation and test."""
     tokenizer_model: str | None = None
     """SentencePiece model that made the data; needed for FIM, and copied into every checkpoint."""
     data_cache_path: str | None = None
     """Folder for index files; unset, it is beside the data."""
+    verify_data: bool = True
+    """Compare new or changed data with their passports, byte for byte, once (--no-verify-data does not)."""
+    max_epochs: float = 4.0
+    """Warn at the start where the run repeats a set more often than this."""
     seq_length: int = 4096
     """Tokens in a sample."""
     num_workers: int = 0
@@ -151,6 +159,10 @@ class DataConfig:
     """Share of document segments rearranged for fill-in-the-middle; those cut at a sample's edge are left alone."""
     fim_spm_rate: float = 0.5
     """Share of those in suffix-prefix-middle order; the rest are prefix-suffix-middle."""
+    fim_cut: Literal["character", "token"] = "character"
+    """Where they are cut: between characters (published; words are cut in two and encoded anew) or between tokens."""
+    sft: bool = False
+    """Train on dialogues, question <sep> answer ...: whole ones in padded rows, loss on answers and their ends."""
     eod_id: int | None = None
     """Token id that ends a document; unset, the tokenizer's <eod>."""
 
@@ -164,7 +176,8 @@ class ParallelConfig:
     virtual_pipeline_model_parallel_size: int = 1
     """Model chunks that each pipeline stage holds; above 1 the schedule is interleaved."""
     pipeline_model_parallel_layout: str | None = None
-    """Layers of each stage in pipeline order, such as 2,4,4,2 (stages x virtual entries); unset, all equal."""
+    """Layers of each stage in pipeline order, such as 2,4,4,2 (stages x virtual entries); auto: such that their
+    measured times are even, embedding and head counted; unset, all equal."""
     overlap_grad_reduce: bool = True
     """Start the all-reduce of a bucket of gradients as soon as it is complete, while backward goes on."""
     ddp_bucket_size: int | None = None
@@ -232,8 +245,18 @@ class TrainingConfig:
     """Steps between validations; 0 validates at the end alone, and not at all without validation data."""
     eval_iters: int = 10
     """Global batches in one validation."""
+    eval_tasks: str | None = None
+    """Tasks to measure the model on while it trains, such as mmlu,gsm8k (tools/evaluate.py --list); unset, none."""
+    eval_tasks_interval: int = 0
+    """Steps between measurements on eval-tasks; 0 measures at the end alone."""
+    eval_tasks_limit: int = 100
+    """Questions of each task in one measurement: its first."""
+    eval_tasks_num_fewshot: int | None = None
+    """Worked examples before each question, instead of the tasks' own numbers."""
+    task_data: str = "data/eval"
+    """Folder of the tasks' questions."""
     exit_interval: int | None = None
-    """Save and stop after this many steps in all, as if a time limit had come."""
+    """Save and stop at the next step that is a multiple of this, as if a time limit had come."""
     exit_duration_in_mins: float | None = None
     """Save and stop once the session has lasted this long, as before a job's time limit; unset, no limit."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -305,6 +328,14 @@ class LoggingConfig:
     """Name of the run in Weights & Biases."""
     peak_tflops: float | None = None
     """Peak TFLOP/s of one device for MFU; unset, the known figure of the GPU, or a measured GEMM on a CPU."""
+    profile_step_start: int | None = None
+    """First step to trace: what each rank does when, as a page and for Perfetto, in RUN/traces."""
+    profile_step_end: int | None = None
+    """Last step to trace."""
+    use_pytorch_profiler: bool = False
+    """Have torch.profiler record the kernels of these steps too, on profile-ranks."""
+    profile_ranks: tuple[int, ...] = (0,)
+    """Ranks whose kernels are recorded."""
 
 
 @dataclass(frozen=True)

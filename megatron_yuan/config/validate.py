@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 
 from megatron_yuan.config.fields import as_flag, settings, value_of, with_values
@@ -34,18 +35,25 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         """num_layers hidden_size num_attention_heads kv_channels ffn_hidden_size vocab_size
         make_vocab_size_divisible_by max_position_embeddings num_experts moe_router_topk seq_length
         pipeline_model_parallel_size virtual_pipeline_model_parallel_size ddp_bucket_size
-        recompute_num_layers train_iters micro_batch_size global_batch_size eval_iters exit_interval
+        recompute_num_layers train_iters micro_batch_size global_batch_size eval_iters eval_tasks_limit exit_interval
         log_interval lr_decay_iters lr_wsd_decay_iters guard_max_skips
-        check_weight_hash_across_dp_replicas_interval save_retain
+        profile_step_start profile_step_end check_weight_hash_across_dp_replicas_interval save_retain
         save_retain_interval""",
     ),
     (
         "0 or more",
         lambda x: x >= 0,
-        """num_workers eval_interval save_interval lr_warmup_iters eod_id ckpt_step lr min_lr weight_decay
-        clip_grad guard_sigma init_method_std
+        """num_workers eval_interval eval_tasks_interval save_interval lr_warmup_iters eod_id ckpt_step lr min_lr
+        weight_decay clip_grad guard_sigma init_method_std
         num_shared_experts moe_aux_loss_coeff moe_z_loss_coeff moe_importance_loss_coeff
         moe_load_loss_coeff log_experts_interval hang_timeout_in_mins""",
+    ),
+    ("at most 10000", lambda x: x <= 10_000, "num_layers"),  # a slip, or a file that lies: it would take hours to count
+    (
+        "below 2^31",
+        lambda x: x < 2**31,
+        """hidden_size num_attention_heads kv_channels ffn_hidden_size vocab_size make_vocab_size_divisible_by
+        max_position_embeddings num_experts num_shared_experts seq_length""",
     ),
     ("in [0, 2^32)", lambda x: 0 <= x < 2**32, "seed"),
     ("at least 2", lambda x: x >= 2, "guard_window"),
@@ -53,7 +61,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "above 0",
         lambda x: x > 0,
         """norm_epsilon rotary_base rotary_ntk_factor adam_eps peak_tflops moe_expert_capacity_factor
-        moe_router_bias_update_rate exit_duration_in_mins""",
+        moe_router_bias_update_rate exit_duration_in_mins max_epochs""",
     ),
     ("0, or at least 1", lambda x: x == 0 or x >= 1, "liveness_timeout_in_secs"),
     ("above 0 and at most a year's 525600", lambda x: 0 < x <= 525_600, "distributed_timeout_minutes"),
@@ -76,14 +84,25 @@ def validate(config: Config) -> None:
     for name in ("iterations_to_skip", "skip_samples"):
         parse_spans(name, getattr(config.guard, name))
     _check_retention(config.checkpoint)
+    _check_profile(config.logging, config.training)
     if config.checkpoint.finetune and config.checkpoint.load is None:
         raise ConfigError("finetune takes weights from a checkpoint, but load names none; give --load DIR.")
+
+
+def validate_model(model: ModelConfig, source: str) -> None:
+    """Check a model that a file describes, which may be older than some rules on training, or lie. ConfigError."""
+    try:
+        _check_ranges(replace(Config(), model=model))
+        _check_model(model)
+        check_router(model)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
 
 
 def validate_run(config: Config) -> None:
     """Check what a run needs and a report on one does not: data, and a tokenizer for FIM. Raises ConfigError."""
     data = config.data
-    if not data.data_path and not data.train_data_path:
+    if not data.data_path and not data.train_data_path and data.data_args_path is None:
         raise ConfigError(
             "data-path is empty, so there is nothing to train on;\n"
             "give --data-path PREFIX (of PREFIX.bin and PREFIX.idx, which tools/preprocess_data.py makes)."
@@ -94,10 +113,17 @@ def validate_run(config: Config) -> None:
     if save is not None and os.path.exists(save) and not os.path.isdir(save):
         raise ConfigError(f"save is {save}, which is a file; name a folder, new or of an earlier run.")
     _check_sinks(config.logging, save)
+    if config.logging.profile_step_start is not None and save is None:
+        raise ConfigError("profile-step-start is given, but there is no run folder for the trace; give --save.")
     if data.fim_rate > 0 and data.tokenizer_model is None:
         raise ConfigError(
             f"fim-rate {data.fim_rate} rearranges text, which needs the tokenizer, but tokenizer-model is unset;\n"
             "give --tokenizer-model FILE, or --fim-rate 0."
+        )
+    if data.sft and data.tokenizer_model is None:
+        raise ConfigError(
+            "sft is on, which needs the tokenizer's <sep> and <pad>, but tokenizer-model is unset;\n"
+            "give --tokenizer-model FILE, the one that made the data."
         )
 
 
@@ -201,6 +227,17 @@ def _check_data(data: DataConfig, model: ModelConfig) -> None:
             "data-path and train-data-path are both given, and either says what to train on; "
             "keep --data-path with --split, or --train-data-path with --valid-data-path."
         )
+    named = [each for each in ("data", "train_data", "valid_data", "test_data") if getattr(data, f"{each}_path")]
+    if data.data_args_path is not None and named:
+        flag = as_flag(f"{named[0]}_path")
+        raise ConfigError(
+            f"data-args-path {data.data_args_path} and {flag[2:]} are both given, and either says what to read; "
+            f"drop {flag} (the file may have lists 'valid' and 'test' too), or --data-args-path."
+        )
+    if data.sft and data.fim_rate > 0:
+        raise ConfigError(
+            f"sft is on and fim-rate is {data.fim_rate}, but dialogues are not rearranged; give --fim-rate 0."
+        )
     if data.eod_id is not None and data.eod_id >= model.vocab_size:
         raise ConfigError(f"eod-id {data.eod_id} is not below vocab-size {model.vocab_size}; change one of them.")
 
@@ -237,6 +274,18 @@ def _check_optimizer(optimizer: OptimizerConfig, training: TrainingConfig) -> No
         raise ConfigError(
             f"lr-wsd-decay-iters {tail}{unset} does not fit between the warmup ({optimizer.lr_warmup_iters} steps) and "
             f"the end of the schedule ({decay_iters}); lower --lr-wsd-decay-iters or --lr-warmup-iters."
+        )
+
+
+def _check_profile(logging: LoggingConfig, training: TrainingConfig) -> None:
+    start, end = logging.profile_step_start, logging.profile_step_end
+    if (start is None) != (end is None):
+        given, missing = ("start", "end") if end is None else ("end", "start")
+        raise ConfigError(f"profile-step-{given} is given alone; give --profile-step-{missing} too.")
+    if start is not None and end is not None and not start <= end <= training.train_iters:
+        raise ConfigError(
+            f"profile-step-start {start} to profile-step-end {end} is no range of steps of a run of train-iters "
+            f"{training.train_iters}; change one of them."
         )
 
 

@@ -23,7 +23,7 @@ def to_yaml(config: Config) -> str:
 def from_yaml(text: str, base: Config | None = None, source: str = "YAML") -> Config:
     """`base` (unset, the defaults) with the settings in `text`. Raises ConfigError that begins with `source`."""
     try:
-        tree: Any = yaml.load(text, _NoTwice)
+        tree = load_plain(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
     if tree is None:
@@ -39,6 +39,15 @@ def read_yaml(path: str | Path, base: Config | None = None) -> Config:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"config {path}: cannot be read ({reason}); give a YAML file.") from None
     return from_yaml(text, base, f"config {path}")
+
+
+def load_plain(text: str) -> Any:
+    """YAML as plain Python values; a key that is given twice is an error. Raises yaml.YAMLError, ValueError,
+    RecursionError."""
+    try:
+        return yaml.load(text, _NoTwice)
+    except (KeyError, AttributeError, TypeError) as error:  # of its own constructors, as for `!!bool foo`
+        raise yaml.YAMLError(f"a value does not fit its tag ({error})") from None
 
 
 class _NoTwice(yaml.SafeLoader):
@@ -101,7 +110,7 @@ def convert(value: Any, kind: Any) -> Any:
         items = [] if value is None else value.split() if isinstance(value, str) else value
         if not isinstance(items, list) or not all(type(item) in (str, int, float) for item in cast("list[Any]", items)):
             raise TypeError
-        return tuple(str(item) for item in cast("list[Any]", items))
+        return tuple(convert(item, arguments[0]) for item in cast("list[Any]", items))
     if kind is bool or isinstance(value, bool):
         if kind is bool and isinstance(value, bool):
             return value

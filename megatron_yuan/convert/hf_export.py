@@ -23,11 +23,14 @@ from megatron_yuan.checkpoint import layout, store, strict_json
 from megatron_yuan.checkpoint.load import Checkpoint, open_checkpoint
 from megatron_yuan.checkpoint.store import Pieces, TensorSpec
 from megatron_yuan.config.schema import Config
+from megatron_yuan.config.validate import validate_model
 from megatron_yuan.config.yaml_file import from_yaml
 from megatron_yuan.convert.hf import model_shapes, require_new
+from megatron_yuan.convert.hf_code_files import AUTO_MAP, code_files, tokenizer_files
 from megatron_yuan.convert.hf_config import write_config
 from megatron_yuan.convert.hf_folder import CONFIG, TOKENIZER
 from megatron_yuan.convert.names import EMBEDDING, HEAD, Match, check_publishable, matches
+from megatron_yuan.data.tokenizer import Tokenizer
 from megatron_yuan.errors import CheckpointError
 
 SHARD_BYTES = 5_000_000_000
@@ -35,15 +38,23 @@ SHARD_BYTES = 5_000_000_000
 
 
 def export_hf(
-    source: Path | str, folder: Path | str, ckpt_step: int | None = None, shard_bytes: int = SHARD_BYTES
+    source: Path | str,
+    folder: Path | str,
+    ckpt_step: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    with_code: bool = False,
+    more_files: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write the weights of a checkpoint, or of a run folder's latest one, as a Hugging Face folder; returns its path.
 
     Types are kept. Every file of the checkpoint is verified first, against its recorded hash and the model's shape.
+    `with_code`: transformers can open the folder, by code of ours that is written into it. `more_files`: to be written
+    beside the rest, by name.
     """
     # Resolved, for '.' has no name to put a temporary one beside, and a link to a folder cannot be renamed over.
     checkpoint, folder = open_checkpoint(source, ckpt_step), Path(folder).resolve()
     config = from_yaml(checkpoint.config_text, source=str(checkpoint.path / layout.CONFIG))
+    validate_model(config.model, str(checkpoint.path / layout.CONFIG))
     check_publishable(config.model)
     checkpoint.check_model(model_shapes(config.model))
     require_new(folder)
@@ -56,7 +67,8 @@ def export_hf(
             temporary.mkdir(parents=True)
             for file, names in shards.items():
                 store.write_tensors(temporary / file, {name: tensors[name] for name in names}, {"format": "pt"})
-            for file, content in _small_files(checkpoint, config, shards, tensors).items():
+            small = {**_small_files(checkpoint, config, shards, tensors, with_code), **(more_files or {})}
+            for file, content in small.items():
                 layout.write_durably(temporary / file, content)
             layout.sync_folder(temporary)
             os.rename(temporary, folder)
@@ -100,17 +112,21 @@ def make_shards(nbytes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
 
 
 def _small_files(
-    checkpoint: Checkpoint, config: Config, shards: Mapping[str, list[str]], tensors: Mapping[str, Pieces]
+    checkpoint: Checkpoint,
+    config: Config,
+    shards: Mapping[str, list[str]],
+    tensors: Mapping[str, Pieces],
+    with_code: bool,
 ) -> dict[str, bytes]:
     original = checkpoint.run_state.extra.get("hf_config")
     eod_id = config.data.eod_id
-    files: dict[str, bytes] = {}
+    files: dict[str, bytes] = code_files() if with_code else {}
     if checkpoint.tokenizer is not None:
         files[TOKENIZER] = checkpoint.tokenizer.read_bytes()
         if eod_id is None:
-            from megatron_yuan.data.tokenizer import Tokenizer
-
             eod_id = Tokenizer(checkpoint.tokenizer).eod_id
+        if with_code:
+            files |= tokenizer_files(Tokenizer(checkpoint.tokenizer), config.model.max_position_embeddings)
     if len(shards) > 1:
         weight_map = {name: file for file, names in shards.items() for name in names}
         total = sum(each.spec.nbytes for each in tensors.values())
@@ -118,6 +134,9 @@ def _small_files(
         files["model.safetensors.index.json"] = strict_json.readable(index).encode()
     dtype = checkpoint.dtypes()[EMBEDDING]
     keys = write_config(config, dtype, eod_id, original if isinstance(original, dict) else None)
+    if with_code:
+        keys["auto_map"] = AUTO_MAP
+        keys.pop("tokenizer_class", None)
     files[CONFIG] = strict_json.readable(keys).encode()
     return files
 

@@ -9,6 +9,7 @@ the tied embedding. Weights alone are read: the optimizer's state there is of te
 
 from __future__ import annotations
 
+import math
 import re
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,7 @@ LATEST = "latest_checkpointed_iteration.txt"
 _PART = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?")
 _LAYERS = "language_model.encoder.layers."
 _SHOWN = 10
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 OUTSIDE = {
     "language_model.embedding.word_embeddings.weight": "embedding.weight",
@@ -75,7 +77,11 @@ def import_legacy(source: Path, run_folder: Path) -> Path:
     folder = _iteration(source)
     stages = [load_inert(part / FILE) for part in _parts(folder)]
     config = _config(stages[0].get("args"), folder)
-    tensors, copies = _by_our_names([_flat(stage.get("model", {})) for stage in stages], folder)
+    try:
+        flat = [_flat(stage.get("model", {})) for stage in stages]
+    except RecursionError:
+        raise CheckpointError(f"{folder}: its dictionaries lie too deep within each other") from None
+    tensors, copies = _by_our_names(flat, folder)
     shapes = model_shapes(config.model)
     _check(tensors, shapes, config.model, folder)
     for name, copy in copies.items():
@@ -119,7 +125,7 @@ def _their_shape(name: str, ours: tuple[int, ...]) -> tuple[int, ...]:
 def _iteration(path: Path) -> Path:
     if (path / LATEST).is_file():
         text = (path / LATEST).read_text(errors="replace").strip()
-        if text != "release" and not text.isdecimal():
+        if text != "release" and not (text.isdecimal() and len(text) <= 15):
             raise CheckpointError(f"{path / LATEST} says {text[:50]!r}, which is no step")
         path = path / (text if text == "release" else f"iter_{int(text):07d}")
     if not path.is_dir():
@@ -185,8 +191,13 @@ def _check(tensors: Stage, shapes: Mapping[str, tuple[int, ...]], model: ModelCo
     problems += [f"{name}: not in the model of its arguments" for name in tensors if name not in shapes]
     for name in shapes.keys() & tensors.keys():
         wanted, found = _their_shape(name, shapes[name]), tuple(tensors[name].shape)
-        if found != wanted or not tensors[name].is_floating_point() or not tensors[name].is_contiguous():
+        tensor = tensors[name]
+        if found != wanted:
             problems.append(f"{name}: {list(found)}, should be {list(wanted)}")
+        elif tensor.dtype not in FLOATS or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            problems.append(f"{name}: {tensor.dtype} ({tensor.layout}, {tensor.device}) is no type of weights")
+        elif not tensor.is_contiguous():
+            problems.append(f"{name}: its values are not in row-major order")
     if problems:
         more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         head = f"{folder} does not hold the model of its arguments, {len(problems)} tensors differ:"
@@ -205,25 +216,31 @@ def _config(arguments: Any, folder: Path) -> Config:
             raise CheckpointError(f"{folder}: its argument {name} is {value!r}, but must be a number")
         return value
 
-    hidden, heads = number("hidden_size"), number("num_attention_heads")
-    head_dim = number("kv_channels", hidden // max(1, heads))
-    longest = number("max_position_embeddings", 4096)
+    def count(name: str, default: int | None = None) -> int:
+        value = number(name, default)
+        if not (math.isfinite(value) and value == int(value)):
+            raise CheckpointError(f"{folder}: its argument {name} is {value!r}, but must be a whole number")
+        return int(value)
+
+    hidden, heads = count("hidden_size"), count("num_attention_heads")
+    head_dim = count("kv_channels", hidden // max(1, heads))
+    longest = count("max_position_embeddings", 4096)
     model = ModelConfig(
-        num_layers=number("num_layers"),
+        num_layers=count("num_layers"),
         hidden_size=hidden,
         num_attention_heads=heads,
         kv_channels=head_dim,
-        ffn_hidden_size=number("ffn_hidden_size", 4 * hidden),
-        vocab_size=number("padded_vocab_size"),
+        ffn_hidden_size=count("ffn_hidden_size", 4 * hidden),
+        vocab_size=count("padded_vocab_size"),
         make_vocab_size_divisible_by=1,
         max_position_embeddings=longest,
         untie_embeddings_and_output_weights=bool(kept.get("untie_embeddings_and_output_weights", False)),
         rotary_base=float(number("rotary_base", 10_000)),
         rotary_percent=float(number("rotary_percent", 0.5)),
         rotary_rounding="frequencies",  # as the published training did
-        num_experts=number("num_experts"),
+        num_experts=count("num_experts"),
         moe_router="attention" if kept.get("use_attention_router", True) else "softmax",
-        moe_router_topk=number("moe_router_topk", 2),
+        moe_router_topk=count("moe_router_topk", 2),
         init_method_std=float(number("init_method_std", 0.02)),
     )
     config = Config(model=model, optimizer=OptimizerConfig(bf16=bool(kept.get("bf16", True))))

@@ -52,20 +52,21 @@ def make_batch(
     eod_mask_loss: bool = False,
     loss_mask_BS1: Tensor | None = None,
     set_ids: Sequence[int] | None = None,
+    begins_BS1: Tensor | None = None,
 ) -> Batch:
     """Cut S + 1 tokens a row into inputs and labels.
 
     A document ends with its <eod>, so the next one starts at the token after an <eod> in the input.
     `reset_position_ids` counts positions from there; `reset_attention_mask` does so too, and isolates documents.
     `eod_mask_loss` leaves out the loss where the input is <eod>; `loss_mask_BS1` leaves out labels that it marks 0.
-    `set_ids` unset: all rows are from set 0.
+    `set_ids` unset: all rows are from set 0. `begins_BS1` marks where documents begin that no <eod> goes before.
     """
     tokens_BS, labels_BS = tokens_BS1[:, :-1].contiguous(), tokens_BS1[:, 1:].contiguous()
     mask_BS = torch.ones(tokens_BS.shape) if loss_mask_BS1 is None else loss_mask_BS1[:, 1:].float().contiguous()
     if eod_mask_loss:
         mask_BS = mask_BS * (tokens_BS != eod_id)
     here_BS = torch.arange(tokens_BS.shape[1]).expand_as(tokens_BS)
-    start_BS = document_start(tokens_BS, eod_id) if reset_position_ids or reset_attention_mask else None
+    start_BS = document_start(tokens_BS, eod_id, begins_BS1) if reset_position_ids or reset_attention_mask else None
     return Batch(
         tokens=tokens_BS,
         labels=labels_BS,
@@ -77,9 +78,10 @@ def make_batch(
     )
 
 
-def document_start(tokens_BS: Tensor, eod_id: int) -> Tensor:
-    """The index in its row at which each token's document begins, [B, S] int64."""
+def document_start(tokens_BS: Tensor, eod_id: int, begins_BS1: Tensor | None = None) -> Tensor:
+    """The index in its row at which each token's document begins, [B, S] int64: after an <eod>, and where
+    `begins_BS1` says so."""
     here_BS = torch.arange(tokens_BS.shape[1]).expand_as(tokens_BS)
-    after_eod = torch.zeros_like(tokens_BS, dtype=torch.bool)
-    after_eod[:, 1:] = tokens_BS[:, :-1] == eod_id
-    return torch.where(after_eod, here_BS, 0).cummax(dim=1).values
+    begins_BS = torch.zeros_like(tokens_BS, dtype=torch.bool) if begins_BS1 is None else begins_BS1[:, :-1].clone()
+    begins_BS[:, 1:] |= tokens_BS[:, :-1] == eod_id
+    return torch.where(begins_BS, here_BS, 0).cummax(dim=1).values

@@ -1,24 +1,31 @@
-"""Training and validation samples of a run, through megatron-core's blended builder."""
+"""The sets of a run, opened and checked, and the samples made of them."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
-from pathlib import Path
 
 import numpy as np
 
 from megatron_yuan.config.schema import DataConfig
-from megatron_yuan.data.blend import Source, check_token_ids, parse_blend, read_index
-from megatron_yuan.data.passport import Passport, check_passport, is_outdated, read_passport
-from megatron_yuan.data.sample import Sample, SampleSource
+from megatron_yuan.data.blend import Source, cache_folder, names_of, open_entries, read_entries
+from megatron_yuan.data.blend_file import read_blend_file
+from megatron_yuan.data.dialogues import DialogueRows, NoAnswersError, marks_of
+from megatron_yuan.data.index_file import read_index
+from megatron_yuan.data.packing import OpenSet, PackedSet, Part, Plan, open_blend
+from megatron_yuan.data.passport import Passport, read_passport
+from megatron_yuan.data.passport_check import check_passport, common_eod, common_tokenizer
+from megatron_yuan.data.sample import SampleSource
+from megatron_yuan.data.stamp import Stamps
 from megatron_yuan.data.tokenizer import Tokenizer
 from megatron_yuan.errors import DataError
 
-TRAIN, VALID = 0, 1
-WHOLE = {TRAIN: "1,0,0", VALID: "0,1,0"}
+TRAIN, VALID, TEST = 0, 1, 2
+PART_NAMES = "training", "validation", "test"
+WHOLE = "1,0,0", "0,1,0", "0,0,1"
 
 
 @dataclass(frozen=True)
@@ -34,116 +41,186 @@ class Sources:
     """The token that ends a document."""
     tokenizer_sha256: str | None = None
     """Of the tokenizer that made the data; None where neither a passport nor --tokenizer-model tells."""
+    test: list[Source] = field(default_factory=list)
+    test_split: str = WHOLE[TEST]
+    passports: Mapping[str, Passport | None] = field(default_factory=dict)
+    """Of each set, by prefix; None where it has none."""
 
     @property
     def train_names(self) -> list[str]:
         """Short names of the training sets, or prefixes where short ones are the same."""
-        return _names(self.train)
+        return names_of(self.train)
 
+    @property
+    def fim_sets(self) -> set[int]:
+        """Numbers of the training sets that FIM is for: those that say so; where none does, all that do not say no."""
+        said = [source.entry.fim for source in self.train]
+        return {number for number, fim in enumerate(said) if fim or (fim is None and True not in said)}
 
-class Packed:
-    """megatron's samples as ours."""
+    @property
+    def languages(self) -> dict[str, str]:
+        """Of the sets to validate or test on, by name, where the blend tells."""
+        return {
+            name: source.entry.language
+            for sets in (self.valid, self.test)
+            for name, source in zip(names_of(sets), sets, strict=True)
+            if source.entry.language is not None
+        }
 
-    def __init__(self, samples: Sequence[Mapping[str, np.ndarray]]) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Sample `index`; a blend says which of its sets it is from."""
-        found = self.samples[index]
-        return Sample(found["tokens"], set_id=int(found.get("dataset_id", 0)))
+    @property
+    def distinct(self) -> list[Source]:
+        """Each set once, whatever it is for."""
+        return list({source.prefix: source for source in (*self.train, *self.valid, *self.test)}.values())
 
 
 def open_sources(config: DataConfig, vocab_size: int) -> Sources:
-    """Open and check every set named in the config; nothing is built or written."""
-    if config.train_data_path:
-        train, valid = parse_blend("train_data_path", config.train_data_path), []
-        if config.valid_data_path:
-            valid = parse_blend("valid_data_path", config.valid_data_path)
-        splits = WHOLE[TRAIN], WHOLE[VALID]
-    elif config.data_path:
-        train = parse_blend("data_path", config.data_path)
-        valid = train  # where the split leaves it nothing, no samples are built
-        splits = config.split, config.split
-        if config.valid_data_path:
-            valid, splits = parse_blend("valid_data_path", config.valid_data_path), (config.split, WHOLE[VALID])
-    else:
-        raise DataError("data_path is empty: there is nothing to train on. Fix: --data-path PREFIX (see --help).")
-    distinct = list({source.prefix: source for source in (*train, *valid)}.values())
+    """Open and check every set named in the config, as far as that takes no time; nothing is built.
+
+    What has to be read for it, the tokens themselves, is checked by `verify.verify_sources`.
+    """
+    sets, splits = _open_sets(config)
+    distinct = {source.prefix: source for each in sets for source in each}
     tokenizer = _open_tokenizer(config, vocab_size)
-    passports = {source.prefix: read_passport(source.prefix) for source in distinct}
-    for source in distinct:
-        passport = passports[source.prefix]
+    passports = {prefix: read_passport(prefix) for prefix in distinct}
+    for prefix, passport in passports.items():
         if passport is not None:
-            check_passport(source.prefix, passport, tokenizer)
-        # To look at every token takes long where there are many, so a passport's word is taken where it can be.
-        if passport is None or passport.vocab_size > vocab_size or is_outdated(source.prefix):
-            check_token_ids("data_path", source, vocab_size)
-    known = [passport for passport in passports.values() if passport is not None]
-    tokenizer_sha256 = _tokenizer_sha256(tokenizer, passports)
-    sources = Sources(train, valid, *splits, _eod_id(config, tokenizer, known), tokenizer_sha256)
-    for source in sources.train:
-        _check_length(source, sources.train_split, TRAIN, config.seq_length)
-    if config.valid_data_path:
-        for source in sources.valid:
-            _check_length(source, sources.valid_split, VALID, config.seq_length)
-    for source in distinct:
+            check_passport(distinct[prefix], passport, tokenizer, vocab_size)
+    sources = Sources(
+        train=sets[TRAIN],
+        valid=sets[VALID],
+        train_split=splits[TRAIN],
+        valid_split=splits[VALID],
+        eod_id=common_eod(config, tokenizer, passports),
+        tokenizer_sha256=common_tokenizer(tokenizer, passports),
+        test=sets[TEST],
+        test_split=splits[TEST],
+        passports=passports,
+    )
+    for which, (found, split) in enumerate(zip(sets, splits, strict=True)):
+        if which == TRAIN or split == WHOLE[which]:  # what a split leaves too short is left out; what is named must do
+            for source in found:
+                _check_length(source, split, which, config)
+    for source in distinct.values():
         _check_cache(config, source)
     return sources
 
 
-def _check_length(source: Source, split: str, which: int, seq_length: int) -> None:
+def _open_sets(config: DataConfig) -> tuple[list[list[Source]], list[str]]:
+    """The sets to train on, to validate on and to test on, and which part of each is meant."""
+    own = [
+        (f"{part}_data_path", read_entries(f"{part}_data_path", entries))
+        for part, entries in (
+            ("train", config.train_data_path),
+            ("valid", config.valid_data_path),
+            ("test", config.test_data_path),
+        )
+    ]
+    split_up = ("data_path", read_entries("data_path", config.data_path))
+    if config.data_args_path is not None:
+        setting = f"data_args_path {config.data_args_path}:"
+        lists = read_blend_file(config.data_args_path)
+        own = [(setting, each) for each in lists]
+        if not lists[VALID] and not lists[TEST]:
+            own[TRAIN], split_up = (setting, []), (setting, lists[TRAIN])
+    if not own[TRAIN][1] and not split_up[1]:
+        raise DataError("data_path is empty: there is nothing to train on. Fix: --data-path PREFIX (see --help).")
+    divided = [] if own[TRAIN][1] else open_entries(*split_up, config.data_cache_path)
+    sets, splits = [], []
+    for which, (setting, entries) in enumerate(own):
+        sets.append(open_entries(setting, entries, config.data_cache_path) if entries else divided)
+        splits.append(WHOLE[which] if entries or not divided else config.split)
+    return sets, splits
+
+
+def _check_length(source: Source, split: str, which: int, config: DataConfig) -> None:
     tokens = split_tokens(source, split, which)
-    if tokens < seq_length + 1:
-        part = ("training", "validation")[which]
+    if tokens < _fewest_tokens(config):
         raise DataError(
-            f"seq_length {seq_length} needs {seq_length + 1} tokens a sample, but the {part} part "
-            f"of {source.prefix} (split {split}, in whole documents) has {tokens}. "
+            f"seq_length {config.seq_length} needs {_fewest_tokens(config)} tokens a sample, but the "
+            f"{PART_NAMES[which]} part of {source.prefix} (split {split}, in whole documents) has {tokens}. "
             "Fix: a shorter --seq-length, more data, or another --split."
         )
 
 
-def _names(sources: Sequence[Source]) -> list[str]:
-    names = [source.name for source in sources]
-    return [s.name if names.count(s.name) == 1 else s.prefix for s in sources]
-
-
 def split_tokens(source: Source, split: str, which: int) -> int:
-    """Tokens in one part of a set. A part is whole documents; its bounds are rounded as megatron's builder does it."""
-    _, lengths, _ = read_index(Path(source.prefix + ".idx"))
+    """Tokens in one part of a set."""
+    return split_range(source, split, which)[2]
+
+
+def split_range(source: Source, split: str, which: int) -> tuple[int, int, int]:
+    """First document, end and tokens of one part: whole documents, bounds rounded as megatron's builder does it."""
+    found = read_index(source.index)
     shares = np.array([float(share) for share in split.split(",")])
     bounds = list(accumulate((shares / shares.sum()).tolist(), initial=0.0))
-    first, end = (round(bound * len(lengths)) for bound in bounds[which : which + 2])
-    return int(lengths[first:end].sum(dtype=np.int64))
+    first, end = (round(bound * len(found.lengths)) for bound in bounds[which : which + 2])
+    if end <= first:
+        return first, first, 0
+    stop = int(found.offsets[end]) if end < len(found.lengths) else source.tokens * source.dtype.itemsize
+    return first, end, (stop - int(found.offsets[first])) // source.dtype.itemsize
 
 
 def build_training_samples(sources: Sources, config: DataConfig, num_samples: int, seed: int) -> SampleSource:
-    """`num_samples` samples of the weighted blend. Called by all ranks together: rank 0 writes the index files."""
-    weights = None if len(sources.train) == 1 else [source.weight for source in sources.train]
-    return Packed(_build(sources.train, weights, sources.train_split, TRAIN, num_samples, config, seed, sources.eod_id))
+    """`num_samples` samples of the weighted blend, or more. Builds the index files that the cache folder lacks."""
+    plan = _plan(sources, config, sources.train[0], seed)
+    parts = [_part(source, sources.train_split, TRAIN, config) for source in sources.train]
+    if len(parts) == 1:
+        return _open_set(config)(parts[0], num_samples, plan)
+    return open_blend(parts, [source.weight for source in sources.train], num_samples, plan, _open_set(config))
 
 
 def build_validation_samples(sources: Sources, config: DataConfig, seed: int) -> dict[str, SampleSource]:
     """By name of the set: each of its validation samples once, in an order of their own."""
+    return _build_apart(sources, sources.valid, sources.valid_split, VALID, config, seed)
+
+
+def build_test_samples(sources: Sources, config: DataConfig, seed: int) -> dict[str, SampleSource]:
+    """By name of the set: each of its test samples once, in an order of their own."""
+    return _build_apart(sources, sources.test, sources.test_split, TEST, config, seed)
+
+
+def _build_apart(
+    sources: Sources, sets: Sequence[Source], split: str, which: int, config: DataConfig, seed: int
+) -> dict[str, SampleSource]:
     found: dict[str, SampleSource] = {}
-    for name, source in zip(_names(sources.valid), sources.valid, strict=True):
-        if split_tokens(source, sources.valid_split, VALID) < config.seq_length + 1:
+    for name, source in zip(names_of(sets), sets, strict=True):
+        part = _part(source, split, which, config)
+        if part.tokens < _fewest_tokens(config):
             continue  # too short for one sample: there is nothing to measure on
-        samples = _build([source], None, sources.valid_split, VALID, None, config, seed, sources.eod_id)
+        try:
+            samples = _open_set(config)(part, None, _plan(sources, config, source, seed))
+        except NoAnswersError:
+            if split == WHOLE[which]:
+                raise
+            continue  # a split that happens to hold no answer has nothing to measure on either
         if len(samples):
-            found[name] = Packed(samples)
+            found[name] = samples
     return found
 
 
-def _cache(config: DataConfig, source: Source) -> Path:
-    """Where index files of a blend that begins with `source` are kept."""
-    return Path(config.data_cache_path) if config.data_cache_path else Path(source.prefix).parent / "index-cache"
+def _open_set(config: DataConfig) -> OpenSet:
+    """How documents become samples."""
+    if not config.sft:
+        return PackedSet
+    assert config.tokenizer_model is not None, "validate_run asks for it"
+    return partial(DialogueRows, marks=marks_of(Tokenizer(config.tokenizer_model)))
+
+
+def _fewest_tokens(config: DataConfig) -> int:
+    """That make a sample; rows of dialogues are padded."""
+    return 1 if config.sft else config.seq_length + 1
+
+
+def _part(source: Source, split: str, which: int, config: DataConfig) -> Part:
+    content = Stamps(cache_folder(source.prefix, config.data_cache_path)).sha256(source.index)
+    return Part(source.prefix, content, *split_range(source, split, which))
+
+
+def _plan(sources: Sources, config: DataConfig, source: Source, seed: int) -> Plan:
+    return Plan(config.seq_length, seed, sources.eod_id, cache_folder(source.prefix, config.data_cache_path))
 
 
 def _check_cache(config: DataConfig, source: Source) -> None:
-    folder = _cache(config, source)
+    folder = cache_folder(source.prefix, config.data_cache_path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -153,35 +230,8 @@ def _check_cache(config: DataConfig, source: Source) -> None:
             return  # filled before: it may hold all that this run needs
         raise DataError(
             f"data_cache_path {folder} cannot be written ({error.strerror}), and index files must go somewhere. "
-            "Fix: --data-cache-path FOLDER, which all machines of the run see."
+            "Fix: --data-cache-path FOLDER."
         ) from None
-
-
-def _build(
-    sources: list[Source],
-    weights: list[float] | None,
-    split: str,
-    which: int,
-    num_samples: int | None,
-    config: DataConfig,
-    seed: int,
-    eod_id: int,
-) -> Sequence[Mapping[str, np.ndarray]]:
-    from megatron_yuan.mcore.datasets import build_split  # seconds to import; checks come first
-
-    samples = build_split(
-        ([source.prefix for source in sources], weights),
-        split,
-        which,
-        num_samples,
-        config.seq_length,
-        seed,
-        eod_id,
-        str(_cache(config, sources[0])),
-        {source.prefix: source.fingerprint for source in sources},
-    )
-    assert samples is not None, "every part was seen to hold tokens"
-    return samples
 
 
 def _open_tokenizer(config: DataConfig, vocab_size: int) -> Tokenizer | None:
@@ -194,34 +244,3 @@ def _open_tokenizer(config: DataConfig, vocab_size: int) -> Tokenizer | None:
             f"Fix: --vocab-size {tokenizer.vocab_size}."
         )
     return tokenizer
-
-
-def _tokenizer_sha256(tokenizer: Tokenizer | None, passports: Mapping[str, Passport | None]) -> str | None:
-    made_by: dict[str, str] = {} if tokenizer is None else {tokenizer.sha256: str(tokenizer.path)}
-    for prefix, passport in passports.items():
-        if passport is not None:
-            made_by.setdefault(passport.tokenizer_sha256, prefix)
-    if len(made_by) > 1:
-        (one, first), (other, second) = list(made_by.items())[:2]
-        raise DataError(
-            f"data_path {first} and {second} were made by different tokenizers (sha256 {one[:12]}... and "
-            f"{other[:12]}...), so the same id means different text. Fix: preprocess them with one tokenizer."
-        )
-    return next(iter(made_by), None)
-
-
-def _eod_id(config: DataConfig, tokenizer: Tokenizer | None, passports: Sequence[Passport]) -> int:
-    known = {passport.eod_id for passport in passports} | ({tokenizer.eod_id} if tokenizer is not None else set())
-    if config.eod_id is not None and known - {config.eod_id}:
-        raise DataError(
-            f"eod_id is {config.eod_id}, but the data's tokenizer ends a document with {known.pop()}. "
-            "Fix: drop --eod-id."
-        )
-    if config.eod_id is not None:
-        return config.eod_id
-    if len(known) == 1:
-        return known.pop()
-    raise DataError(
-        "the id of <eod> is not known: there is no tokenizer_model, no eod_id, and no passport that all sets agree on. "
-        "Fix: --tokenizer-model FILE, the one that made the data, or --eod-id ID."
-    )

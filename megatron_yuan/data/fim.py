@@ -1,22 +1,26 @@
 """Fill-in-the-middle: documents rearranged so that the model learns to write what stands between two texts.
 
-A document is cut at two random characters into prefix, middle and suffix, each encoded by itself, and becomes
+A document is cut at two random places into prefix, middle and suffix, and becomes
 
     PSM:  <FIM_PREFIX> prefix <FIM_SUFFIX> suffix <FIM_MIDDLE> middle
     SPM:  <FIM_PREFIX> <FIM_SUFFIX> suffix <FIM_MIDDLE> prefix middle
 
-as in the published code (Bavarian et al., arXiv 2207.14255). What differs from that code: documents that a sample's
-edge cuts stay as they are, special tokens are never cut in two, text keeps its leading spaces, and padding has no loss.
+as in the published code (Bavarian et al., arXiv 2207.14255). Cut between characters, as published, each of the three is
+encoded by itself, so that a model learns to go on from half a word; cut between tokens, the ids stay what they were.
+What differs from that code: documents that a sample's edge cuts stay as they are, and so do those whose text would not
+come back whole; special tokens are never cut in two, text keeps its leading spaces, and padding has no loss.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from megatron_yuan.data.fim_figures import FimFigures
 from megatron_yuan.data.sample import Sample, SampleSource
 from megatron_yuan.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from megatron_yuan.errors import DataError
@@ -26,12 +30,31 @@ UNDECODABLE = "\ufffd"  # stands for bytes that are no UTF-8
 
 _ATOMS = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)) + "|.", re.DOTALL)
 
+Ids = Sequence[int]
+
+
+class Cut(NamedTuple):
+    """A document that was rearranged: where it begins in its row, and the tokens of its parts."""
+
+    start: int
+    spm: bool
+    prefix: int
+    middle: int
+    suffix: int
+
+    def spans(self) -> list[tuple[str, int]]:
+        """Its parts in the order in which they stand, each with its length: marks, prefix, middle, suffix."""
+        prefix, middle, suffix = ("prefix", self.prefix), ("middle", self.middle), ("suffix", self.suffix)
+        if self.spm:
+            return [("mark", 2), suffix, ("mark", 1), prefix, middle]
+        return [("mark", 1), prefix, ("mark", 1), suffix, ("mark", 1), middle]
+
 
 class FimSamples:
     """The samples of `source`, `rate` of their documents rearranged, `spm_rate` of those in SPM order.
 
     What becomes of sample i depends on `seed` and i alone. `eod_id` ends a document; unset, it is the tokenizer's.
-    Raises DataError where the tokenizer lacks the tokens for it.
+    `sets`: numbers of the sets it is for; None: all. Raises DataError where the tokenizer lacks the tokens for it.
     """
 
     def __init__(
@@ -42,6 +65,8 @@ class FimSamples:
         spm_rate: float,
         seed: int,
         eod_id: int | None = None,
+        cut: Literal["character", "token"] = "character",
+        sets: Collection[int] | None = None,
     ) -> None:
         missing = [token for token in MARKS if token not in tokenizer.special_ids]
         if missing:
@@ -51,6 +76,8 @@ class FimSamples:
             )
         self.source, self.tokenizer, self.seed = source, tokenizer, seed
         self.rate, self.spm_rate = rate, spm_rate
+        self._cut = cut_tokens if cut == "token" else self._cut_text
+        self._sets = None if sets is None else frozenset(sets)
         self._marks = [tokenizer.special_ids[token] for token in MARKS]
         self.eod_id = tokenizer.eod_id if eod_id is None else eod_id
 
@@ -59,22 +86,61 @@ class FimSamples:
 
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`: cut off or padded to the length it had, and a mask [S + 1] that is 0 on padding, if any."""
-        tokens, mask, set_id = self.source[index]
-        assert mask is None, "a loss mask does not survive rearranging"
-        pieces: list[np.ndarray | list[int]] = []
-        random = _generator(self.seed, index)
-        for segment, whole in split_documents(tokens, self.eod_id):
-            chosen = whole and len(segment) > 1 and random.random() < self.rate
-            pieces.append(self._rearrange(segment, random) if chosen else segment)
-        return Sample(*fit(np.concatenate(pieces).astype(tokens.dtype), len(tokens), self.tokenizer.pad_id), set_id)
+        return self.rearranged(index)[0]
 
-    def _rearrange(self, document: np.ndarray, random: np.random.Generator) -> np.ndarray | list[int]:
-        """`document` and its <eod>, rearranged."""
-        spm = random.random() < self.spm_rate
-        text = self.tokenizer.spell(document[:-1].tolist())
+    def rearranged(self, index: int) -> tuple[Sample, FimFigures]:
+        """Sample `index`, and what was done to it."""
+        sample, figures, _ = self._rearrange(index)
+        return sample, figures
+
+    def cuts(self, index: int) -> list[Cut]:
+        """The documents of sample `index` that are rearranged; its end may be cut off within one."""
+        return self._rearrange(index)[2]
+
+    def _rearrange(self, index: int) -> tuple[Sample, FimFigures, list[Cut]]:
+        sample = self.source[index]
+        if self._sets is not None and sample.set_id not in self._sets:
+            return sample, FimFigures(other_sets=1), []
+        assert sample.loss_mask is None and sample.begins is None, "neither survives rearranging"
+        segments = split_documents(sample.tokens, self.eod_id)
+        pieces: list[np.ndarray | Ids] = []
+        cuts: list[Cut] = []
+        place = impossible = 0
+        random = _generator(self.seed, index)
+        for segment, whole in segments:
+            pieces.append(segment)
+            if whole and len(segment) > 1 and random.random() < self.rate:
+                spm = random.random() < self.spm_rate
+                parts = self._cut(segment[:-1].tolist(), random)
+                if parts is None:
+                    impossible += 1
+                else:
+                    pieces[-1] = [*arrange(*parts, spm, self._marks), self.eod_id]
+                    cuts.append(Cut(place, spm, *map(len, parts)))
+            place += len(pieces[-1])
+        made = np.concatenate(pieces).astype(sample.tokens.dtype)
+        tokens, mask = fit(made, len(sample.tokens), self.tokenizer.pad_id)
+        figures = FimFigures(
+            samples=1,
+            segments=sum(len(segment) > 0 for segment, _ in segments),
+            whole=sum(whole and len(segment) > 1 for segment, whole in segments),
+            rearranged=len(cuts),
+            impossible=impossible,
+            tokens=len(tokens),
+            truncated=int(len(made) > len(tokens)),
+            tokens_lost=max(0, len(made) - len(tokens)),
+            padded=int(len(made) < len(tokens)),
+            padding=max(0, len(tokens) - len(made)),
+        )
+        return sample._replace(tokens=tokens, loss_mask=mask), figures, cuts
+
+    def _cut_text(self, ids: list[int], random: np.random.Generator) -> tuple[Ids, Ids, Ids] | None:
+        """None where the ids would be lost: they spell no text, or the tokenizer changes what it reads."""
+        text = self.tokenizer.spell(ids)
         if UNDECODABLE in text:
-            return document  # its ids are not those of a text, so they would be lost
-        return [*arrange(*cut(text, self.tokenizer, random), spm, self._marks), self.eod_id]
+            return None
+        parts = cut_text(text, self.tokenizer, random)
+        return parts if "".join(map(self.tokenizer.spell, parts)) == text else None
 
 
 def split_documents(tokens: np.ndarray, eod_id: int) -> list[tuple[np.ndarray, bool]]:
@@ -87,7 +153,7 @@ def split_documents(tokens: np.ndarray, eod_id: int) -> list[tuple[np.ndarray, b
     return [(piece, 0 < i < len(ends)) for i, piece in enumerate(pieces)]
 
 
-def cut(text: str, tokenizer: Tokenizer, random: np.random.Generator) -> tuple[list[int], list[int], list[int]]:
+def cut_text(text: str, tokenizer: Tokenizer, random: np.random.Generator) -> tuple[Ids, Ids, Ids]:
     """Ids of prefix, middle and suffix of `text`: two random cuts, special tokens count as one character."""
     atoms = _ATOMS.findall(text)
     first, second = sorted(random.integers(0, len(atoms) + 1, 2))
@@ -97,7 +163,13 @@ def cut(text: str, tokenizer: Tokenizer, random: np.random.Generator) -> tuple[l
     return prefix, middle, suffix
 
 
-def arrange(prefix: list[int], middle: list[int], suffix: list[int], spm: bool, marks: Sequence[int]) -> list[int]:
+def cut_tokens(ids: list[int], random: np.random.Generator) -> tuple[Ids, Ids, Ids]:
+    """Prefix, middle and suffix of `ids`: two random cuts."""
+    first, second = sorted(random.integers(0, len(ids) + 1, 2))
+    return ids[:first], ids[first:second], ids[second:]
+
+
+def arrange(prefix: Ids, middle: Ids, suffix: Ids, spm: bool, marks: Ids) -> list[int]:
     """The three in SPM or PSM order; `marks` are the ids of MARKS."""
     of_prefix, of_suffix, of_middle = marks
     if spm:

@@ -1,17 +1,21 @@
-"""The passport of a dataset: a JSON file beside its .bin and .idx that says what made it and what is in it."""
+"""The passport of a dataset: a JSON file beside its .bin and .idx that says what made it and what is in it.
+
+Nothing in it depends on when, where or by how many workers the data was made: equal data has an equal passport.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from megatron_yuan.data.tokenizer import Tokenizer
 from megatron_yuan.errors import DataError
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,21 @@ class Passport:
     bin_sha256: str
     idx_bytes: int
     idx_sha256: str
+    # Since version 2.
+    tool: str = ""
+    """What made it, with its version."""
+    special_ids: dict[str, int] = field(default_factory=dict)
+    text_bytes: int = 0
+    """Of the documents, in UTF-8."""
+    rejects: dict[str, int] = field(default_factory=dict)
+    """Documents left out, by reason."""
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    """Name, bytes and sha256 of each file of text, in order."""
+    json_key: str = "text"
+    """The key whose text this is."""
+    json_keys: list[str] = field(default_factory=list)
+    """All that were asked for: a document that lacks one of them is in none of the pairs."""
+    on_error: str = "stop"
 
 
 def passport_path(prefix: str | Path) -> Path:
@@ -49,16 +68,37 @@ def read_passport(prefix: str | Path) -> Passport | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        known = {field.name for field in fields(Passport)}
-        if not isinstance(found, dict) or found.get("version", 0) > VERSION:
-            raise ValueError(f"version is not {VERSION} or older")
-        passport = Passport(**{name: found[name] for name in known})
-        for field in fields(Passport):
-            if type(getattr(passport, field.name)).__name__ != field.type:
-                raise TypeError(f"{field.name} is {getattr(passport, field.name)!r}")
-        return passport
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise DataError(f"{path} is damaged or newer than this program ({error}). Fix: preprocess again.") from None
+        if not isinstance(found, dict):
+            raise TypeError("it is no JSON object")
+        version = found.get("version")
+        if type(version) is not int or not 1 <= version <= VERSION:
+            raise ValueError(f"version is {version!r}, not {VERSION} or older")
+        for each in fields(Passport):
+            if each.name not in found:
+                if version < VERSION and each.name in _SINCE_2:
+                    continue
+                raise ValueError(f"{each.name} is missing")
+            _check(each.name, found[each.name], str(each.type))
+        return Passport(**{each.name: found[each.name] for each in fields(Passport) if each.name in found})
+    except (ValueError, TypeError, OSError, RecursionError) as error:
+        said = str(error)[:200]
+        raise DataError(f"{path} is damaged or newer than this program ({said}). Fix: preprocess again.") from None
+
+
+_SINCE_2 = {
+    each.name for each in fields(Passport) if each.default is not MISSING or each.default_factory is not MISSING
+}
+
+
+def _check(name: str, value: Any, kind: str) -> None:
+    """A type as it is written above, and numbers not below 0."""
+    if type(value).__name__ != kind.partition("[")[0] or (kind == "int" and value < 0):
+        raise TypeError(f"{name} is {str(value)[:80]!r}")
+    if kind == "dict[str, int]":
+        for key, each in value.items():
+            _check(f"{name} of {key}", each, "int")
+    if name.endswith("_sha256") and (len(value) != 64 or set(value) - set("0123456789abcdef")):
+        raise TypeError(f"{name} is {value[:80]!r}")
 
 
 def check_passport(prefix: str, passport: Passport, tokenizer: Tokenizer | None) -> None:

@@ -1,135 +1,231 @@
-"""Documents from files, in order: jsonl (an object a line) and the published txt form (a document a line), or either
-in gzip. Errors name file and line.
+"""Rows of input files, in order: lines of jsonl and txt, plain or packed, and the rows of parquet.
 
-Lines are read in batches, so that many processes can share the work of making text of them.
+Rows are read in batches, so that many processes can share the work of making text of them. The same file always gives
+the same batches, and each batch tells what was read so far: work that was broken off goes on at the batch it had
+reached, and knows that the file is still the one it was.
 """
 
 from __future__ import annotations
 
 import gzip
-import json
+import hashlib
+import io
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from megatron_yuan.data.inputs import Input
 from megatron_yuan.errors import DataError
 
-JSON_KINDS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")  # .json: what Megatron-LM's tool calls an object a line
-TXT_KINDS = (".txt", ".txt.gz")
 BATCH_BYTES = 2**20
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+CHUNK_BYTES = 2**18  # read from the disk in one go
+ZSTD_BYTES = 2**11  # unpacked in one go: four bytes can stand for 128 KiB, so this for 64 MiB
+PARQUET_ROWS, PARQUET_BYTES = 64, 2**23  # made of columns in one go, at most; about
+
+Row = bytes | tuple[Any, ...]
+"""A line, or of parquet the value of each key: bytes, or whatever else is wrongly there."""
 
 
 @dataclass(frozen=True)
-class Lines:
-    """Some consecutive lines of one file."""
+class Batch:
+    """Some consecutive rows of one file."""
 
-    path: Path
+    source: Input
+    number: int
+    """Of the file among all inputs, from 0."""
+    index: int
+    """Of the batch in its file, from 0."""
     first: int
-    """Number of the first line; the file's first is 1."""
-    lines: list[bytes]
+    """Number of the first row; the file's first is 1."""
+    rows: list[Row]
     size: int
-    """Bytes in `lines`."""
-    position: int
-    """Bytes taken from the disk so far, files before this one included (compressed ones count as they lie there)."""
+    """Bytes in `rows`."""
+    taken: int
+    """Bytes of the file taken from the disk so far, packed as they lie there."""
+    sha256: str
+    """Of those bytes."""
+    last: bool
+    """Nothing follows in the file; `taken` and `sha256` are then of the whole of it."""
 
 
-def check_inputs(inputs: Sequence[str | Path], keys: Sequence[str]) -> list[Path]:
-    """The input files, each of a known kind and readable. Raises DataError otherwise."""
-    if not inputs:
-        raise DataError("input names no file. Fix: --input FILE ...")
-    if len(set(keys)) < len(keys) or any(not key or "/" in key for key in keys):
-        raise DataError(f"json_keys {' '.join(keys)}: each key becomes a file name; none may repeat or hold a '/'.")
-    paths = [Path(name) for name in inputs]
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"input {path} is not a file. Fix: name files, of {', '.join(JSON_KINDS + TXT_KINDS)}.")
-        if not path.name.endswith(JSON_KINDS + TXT_KINDS):
-            raise DataError(f"input {path} is of no known kind. Fix: one of {', '.join(JSON_KINDS + TXT_KINDS)}.")
-        if path.name.endswith(TXT_KINDS) and list(keys) != ["text"]:
-            raise DataError(f"input {path} has no keys, but json_keys is {' '.join(keys)}. Fix: leave --json-keys out.")
-    return paths
-
-
-def read_lines(paths: Sequence[Path]) -> Iterator[Lines]:
-    """All lines of all files in order, about BATCH_BYTES at a time."""
-    before = 0
-    for path in paths:
+def read_batches(inputs: Sequence[Input], keys: Sequence[str], start: int = 0) -> Iterator[Batch]:
+    """All rows of all inputs from number `start` on, in order, about BATCH_BYTES at a time; one batch at least of each
+    file. Raises DataError for a file that is damaged."""
+    for number, source in enumerate(inputs[start:], start):
         try:
-            with open(path, "rb") as raw:
-                # GzipFile is made to be used as a file, though its type is another.
-                file = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if path.suffix == ".gz" else raw
-                first, lines, size = 1, [], 0
-                for line in file:
-                    lines.append(line)
-                    size += len(line)
-                    if size >= BATCH_BYTES:
-                        yield Lines(path, first, lines, size, before + raw.tell())
-                        first, lines, size = first + len(lines), [], 0
-                if lines:
-                    yield Lines(path, first, lines, size, before + raw.tell())
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise DataError(f"input {path} is not whole gzip ({error}). Fix: make or fetch it again.") from None
-        except OSError as error:
-            raise DataError(f"input {path} cannot be read ({error.strerror}). Fix: see to the file.") from None
-        before += path.stat().st_size
-
-
-def parse_lines(batch: Lines, keys: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """The texts of each document, one for each of `keys`; blank lines are no documents. Raises DataError."""
-    parse = _parse_txt if batch.path.name.endswith(TXT_KINDS) else _parse_json
-    for number, line in enumerate(batch.lines, start=batch.first):
-        if number == 1:
-            line = line.removeprefix(BYTE_ORDER_MARK)
-        if not line.strip():
-            continue
-        try:
-            yield parse(line.decode("utf-8"), keys)
-        except UnicodeDecodeError as error:
+            with closing(_Hashed(source.path)) as raw:
+                rows = _parquet_rows(raw, keys) if source.kind == "parquet" else iter(_open_lines(raw, source))
+                yield from _in_batches(source, number, raw, rows)
+        except (gzip.BadGzipFile, EOFError, zlib.error, _ZstdError) as error:
             raise DataError(
-                f"{batch.path}, line {number}: not UTF-8 ({error.reason}, byte {error.start + 1} of the line). "
-                "Fix: write the file in UTF-8."
+                f"input {source.path} is not whole {'gzip' if source.packing == '.gz' else 'zstd'} ({error}). "
+                "Fix: make or fetch it again."
             ) from None
-        except DataError as error:
-            raise DataError(f"{batch.path}, line {number}: {error}") from None
+        except OSError as error:
+            raise DataError(
+                f"input {source.path} cannot be read ({error.strerror or error}). Fix: see to the file."
+            ) from None
 
 
-def read_documents(paths: Sequence[Path], keys: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """The texts of each document of all files, in order."""
-    for batch in read_lines(paths):
-        yield from parse_lines(batch, keys)
+def _in_batches(source: Input, number: int, raw: _Hashed, rows: Iterator[Row]) -> Iterator[Batch]:
+    gathered: list[Row] = []
+    size, first, index = 0, 1, 0
+    for row in rows:
+        gathered.append(row)
+        size += _size(row)
+        if size >= BATCH_BYTES:
+            yield Batch(source, number, index, first, gathered, size, raw.taken, raw.hexdigest(), last=False)
+            # The old list is the batch's; it goes as soon as that does.
+            first, index, gathered, size = first + len(gathered), index + 1, [], 0
+    raw.drain()
+    yield Batch(source, number, index, first, gathered, size, raw.taken, raw.hexdigest(), last=True)
 
 
-def _parse_txt(line: str, keys: Sequence[str]) -> tuple[str, ...]:
-    # Step by step as the published preprocessing does it.
-    text = line.removeprefix("<n>").strip().replace("\r", "").replace("\u2583", "")
-    return (text.replace("[SEP]", "<sep>").replace("<n>", "\n"),)
+def _size(row: Row) -> int:
+    return len(row) if isinstance(row, bytes) else sum(len(each) for each in row if isinstance(each, bytes))
 
 
-def _parse_json(line: str, keys: Sequence[str]) -> tuple[str, ...]:
+class _Hashed(io.RawIOBase):
+    """A file that hashes what is read from it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115  (it is closed with this)
+        self._digest = hashlib.sha256()
+        self.taken = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer) or 0
+        self._digest.update(memoryview(buffer)[:count])
+        self.taken += count
+        return count
+
+    def drain(self) -> None:
+        """Read what is left."""
+        buffer = bytearray(CHUNK_BYTES)
+        while self.readinto(buffer):
+            pass
+
+    def hexdigest(self) -> str:
+        """Of all that was read."""
+        return self._digest.copy().hexdigest()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _open_lines(raw: _Hashed, source: Input) -> IO[bytes]:
+    if not source.packing:
+        return io.BufferedReader(raw, CHUNK_BYTES)
+    if not source.path.stat().st_size:
+        raise EOFError("it is empty")
+    if source.packing == ".gz":
+        # GzipFile is made to be used as a file, though its type is another.
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=io.BufferedReader(raw, CHUNK_BYTES)))
+    return io.BufferedReader(_Unzstd(raw), CHUNK_BYTES)
+
+
+class _ZstdError(Exception):
+    pass
+
+
+class _Unzstd(io.RawIOBase):
+    """Unpacks zstd, one frame after another. zstandard's own reader takes a file that was cut off for a whole one."""
+
+    def __init__(self, raw: _Hashed) -> None:
+        zstandard = _library("zstandard", raw.path)
+        self._error = zstandard.ZstdError
+        self._new = lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
+        self._frame, self._begun = self._new(), False
+        self._raw, self._packed, self._ready = raw, memoryview(b""), memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            while not self._ready:
+                self._packed = self._packed or memoryview(self._raw.read(CHUNK_BYTES) or b"")
+                if not self._packed:
+                    if self._begun:
+                        raise _ZstdError("it ends too early")
+                    return 0
+                self._unpack()
+        except self._error as error:
+            raise _ZstdError(str(error).strip() or "damaged") from None
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def _unpack(self) -> None:
+        given = self._packed[:ZSTD_BYTES]
+        self._ready, self._begun = memoryview(self._frame.decompress(given)), True
+        used = len(given)
+        if self._frame.eof:
+            used -= len(self._frame.unused_data)
+            self._frame, self._begun = self._new(), False
+        self._packed = self._packed[used:]
+
+
+def _parquet_rows(raw: _Hashed, keys: Sequence[str]) -> Iterator[Row]:
+    arrow = _library("pyarrow", raw.path)
+    parquet = _library("pyarrow.parquet", raw.path)
+    raw.drain()  # which a table does not read in order
     try:
-        found = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"not JSON ({error.msg}, character {error.pos + 1} of the line). Fix: mend the line.") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in thousands of brackets
-        raise DataError(f"JSON that cannot be read ({error}). Fix: mend the line.") from None
-    if not isinstance(found, dict):
-        raise DataError(f"not a JSON object but a {type(found).__name__}. Fix: write {{{keys[0]!r}: ...}} a line.")
-    return tuple(_text_of(found, key) for key in keys)
+        with parquet.ParquetFile(
+            raw.path, buffer_size=CHUNK_BYTES, pre_buffer=False, page_checksum_verification=True
+        ) as file:
+            _check_columns(file.schema_arrow, raw.path, keys, arrow)
+            for batch in file.iter_batches(_rows_at_once(file.metadata), columns=list(keys), use_threads=False):
+                columns = [_values(batch.column(key), arrow) for key in keys]
+                yield from zip(*columns, strict=True)
+    except (arrow.ArrowException, OSError, ValueError, TypeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise DataError(f"input {raw.path} is not whole parquet ({said}). Fix: make or fetch it again.") from None
 
 
-def _text_of(found: dict[str, Any], key: str) -> str:
-    if key not in found:
-        raise DataError(f"no key {key!r}; its keys are {', '.join(found) or 'none'}. Fix: --json-keys KEY.")
-    text = found[key]
-    if not isinstance(text, str):
-        raise DataError(f"key {key!r} holds a {type(text).__name__}, not text. Fix: --json-keys KEY, or mend the line.")
+def _rows_at_once(metadata: Any) -> int:
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    largest = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
+    return max(1, min(PARQUET_ROWS, PARQUET_BYTES // max(largest, 1)))
+
+
+def _values(column: Any, arrow: Any) -> list[bytes | None]:
+    if arrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(arrow.large_binary()).to_pylist()
+
+
+def _check_columns(schema: Any, path: Path, keys: Sequence[str], arrow: Any) -> None:
+    kinds = arrow.types
+    for key in keys:
+        if schema.names.count(key) != 1:
+            raise DataError(
+                f"input {path} has no column {key!r}; its columns are {', '.join(schema.names) or 'none'}. "
+                "Fix: --json-keys KEY."
+            )
+        kind = schema.field(key).type
+        if kinds.is_dictionary(kind):
+            kind = kind.value_type
+        if not any(
+            check(kind) for check in (kinds.is_string, kinds.is_large_string, kinds.is_binary, kinds.is_large_binary)
+        ):
+            raise DataError(f"input {path}: column {key!r} holds {kind}, not text. Fix: --json-keys KEY.")
+
+
+def _library(name: str, path: Path) -> Any:
+    import importlib
+
     try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise DataError(
-            f"key {key!r} holds half a surrogate pair, which is no character. Fix: mend the line."
-        ) from None
-    return text
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        raise DataError(f"input {path} needs {package}. Fix: pip install 'megatron-yuan[data]'.") from None

@@ -16,6 +16,8 @@ class Sample(NamedTuple):
     """[S + 1], 0 where a token has no loss; None: all have."""
     set_id: int = 0
     """Number of the set in the blend that it was drawn from."""
+    begins: np.ndarray | None = None
+    """[S + 1], True where a document begins; None: after each <eod>."""
 
 
 class SampleSource(Protocol):

@@ -101,12 +101,13 @@ class Microbatches:
             self.config.eod_mask_loss,
             _stack_masks(samples),
             [sample.set_id for sample in samples],
+            _stack_begins(samples),
         )
 
 
 def _leave_signals_to_the_trainer(_: int) -> None:
     """A launcher signals the whole process group; a worker that died of it would fail the step that is to be saved."""
-    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(each, signal.SIG_IGN)
 
 
@@ -115,6 +116,13 @@ def _stack_masks(samples: Sequence[Sample]) -> torch.Tensor | None:
         return None
     whole = [np.ones(s.tokens.shape, np.float32) if s.loss_mask is None else s.loss_mask for s in samples]
     return torch.from_numpy(np.stack(whole))
+
+
+def _stack_begins(samples: Sequence[Sample]) -> torch.Tensor | None:
+    if all(sample.begins is None for sample in samples):
+        return None
+    nowhere = np.zeros(samples[0].tokens.shape, bool)
+    return torch.from_numpy(np.stack([nowhere if s.begins is None else s.begins for s in samples]))
 
 
 class _Numbered(Dataset):

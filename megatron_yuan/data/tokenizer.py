@@ -18,6 +18,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from megatron_yuan.data.sentencepiece_model import read_settings
 from megatron_yuan.errors import DataError
 
 EOD = "<eod>"
@@ -53,21 +54,28 @@ class Tokenizer:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._model, self.sha256 = _open_model(self.path)
-        own = self._model.get_piece_size()
-        pieces: list[str] = self._model.id_to_piece(list(range(own)))
-        unknown = pieces[self._model.unk_id()]
+        self.model, self.sha256 = _open_model(self.path)
+        """What encodes plain text."""
+        own = self.model.get_piece_size()
+        pieces: list[str] = self.model.id_to_piece(list(range(own)))
+        unknown = pieces[self.model.unk_id()]
+        if EOD not in pieces:
+            raise DataError(
+                f"tokenizer_model {self.path} has no piece {EOD}, which ends every document. Fix: the published model, "
+                "or one of tools/train_tokenizer.py."
+            )
         # In the text, the words of these three mean the tokens too: <s>, <eod>, <unk>.
         basic = ["<s>", EOD, unknown]
         special_ids: dict[str, int] = {}
         for token in (*basic, *ADDED_TOKENS):
-            token_id = self._model.piece_to_id(token)
-            if token_id == self._model.unk_id() and token != unknown:
+            token_id = self.model.piece_to_id(token)
+            if token_id == self.model.unk_id() and token != unknown:
                 token_id = len(pieces)
                 pieces.append(token)
             special_ids[token] = token_id
         self._pieces = pieces
-        self._ids_in_text = special_ids
+        self.in_text = special_ids
+        """Words that mean a token wherever they stand in a text, and their ids."""
         self._appended = {token for token in ADDED_TOKENS if special_ids[token] >= own}
         self._cut = re.compile("(" + "|".join(map(re.escape, special_ids)) + ")")
         self.special_ids = {token: special_ids[token] for token in SPECIAL_TOKENS}
@@ -98,12 +106,13 @@ class Tokenizer:
                 "Fix: write the text in UTF-8, characters beyond U+FFFF as one."
             ) from None
         ids: list[int] = []
-        for part in self._cut.split(text):
-            if part in self._ids_in_text:
-                ids.append(self._ids_in_text[part])
-            elif part:
-                ids.extend(self._model.encode(part))
+        for part in self.split(text):
+            ids.extend([part] if isinstance(part, int) else self.model.encode(part))
         return ids
+
+    def split(self, text: str) -> list[str | int]:
+        """Plain text, none empty, and the ids of the special tokens between."""
+        return [self.in_text.get(part, part) for part in self._cut.split(text) if part]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`. DataError for an id outside the vocabulary.
@@ -132,12 +141,22 @@ class Tokenizer:
         """Text that `encode` makes `ids` of, space for space, where `decode` has the published spacing."""
         text, run = "", []
         for piece in self._to_pieces(ids):
-            if piece in self._ids_in_text:
-                text += self._model.decode_pieces(run) + piece
+            if piece in self.in_text:
+                text += self.model.decode_pieces(run) + piece
                 run = []
             else:
                 run.append(piece)
-        return text + self._model.decode_pieces(run)
+        return text + self.model.decode_pieces(run)
+
+    def piece_bytes(self) -> list[bytes]:
+        """What each id stands for in UTF-8, spaces as such; `spell` leaves some of these spaces out."""
+        own = self.model.get_piece_size()
+        return [
+            bytes([int(piece[1:-1], 16)])  # <0xE4>
+            if number < own and self.model.is_byte(number)
+            else piece.replace(SPACE, " ").encode()
+            for number, piece in enumerate(self._pieces)
+        ]
 
     def _to_pieces(self, ids: Iterable[int]) -> list[str]:
         pieces = []
@@ -155,17 +174,17 @@ class Tokenizer:
         pieces = [pieces[0].removeprefix(SPACE), *pieces[1:]]
         text, run, after_special = "", [], False
         for position, piece in enumerate(pieces):
-            if piece in self._ids_in_text:
+            if piece in self.in_text:
                 if position and not after_special:
                     text += " "
-                text += self._model.decode_pieces(run) + piece
+                text += self.model.decode_pieces(run) + piece
                 run, after_special = [], True
             else:
                 if after_special and position == 1 and not piece.startswith(SPACE):
                     text += " "
                 run.append(piece)
                 after_special = False
-        return text + self._model.decode_pieces(run)
+        return text + self.model.decode_pieces(run)
 
 
 def _open_model(path: Path) -> tuple[sentencepiece.SentencePieceProcessor, str]:
@@ -183,7 +202,9 @@ def _open_model(path: Path) -> tuple[sentencepiece.SentencePieceProcessor, str]:
         model.LoadFromSerializedProto(data)
         if model.get_piece_size() == 0:
             raise RuntimeError("it has no pieces")
-    except RuntimeError:
+        model.id_to_piece(list(range(model.get_piece_size())))  # not all text, perhaps
+        read_settings(data)
+    except (RuntimeError, ValueError):
         raise DataError(
             f"tokenizer_model {path} is not a SentencePiece model. Fix: name a file in that format."
         ) from None

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from megatron_yuan.data.readers import check_inputs, read_documents
+from megatron_yuan.data.inputs import Input, find_inputs
+from megatron_yuan.data.parse import read_documents
 from megatron_yuan.data.tokenizer import SPECIAL_TOKENS
 from megatron_yuan.errors import DataError
 
@@ -30,7 +31,7 @@ def train_tokenizer(
     Raises DataError for input that cannot be read, and for a vocabulary too large or too small for the text.
     """
     output = Path(output)
-    paths = check_inputs(inputs, keys)
+    paths = find_inputs(inputs, keys)
     if vocab_size <= RESERVED:
         raise DataError(
             f"vocab_size {vocab_size} leaves nothing for text: {RESERVED} pieces are bytes and special tokens. "
@@ -77,7 +78,7 @@ class _Lines:
     into one of its own, so `error` keeps ours.
     """
 
-    def __init__(self, paths: Sequence[Path], keys: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[Input], keys: Sequence[str]) -> None:
         self._paths, self._keys = paths, keys
         self.error: DataError | None = None
 
@@ -96,7 +97,7 @@ class _Lines:
             raise
 
 
-def _explain(error: RuntimeError, vocab_size: int, paths: Sequence[Path]) -> DataError:
+def _explain(error: RuntimeError, vocab_size: int, paths: Sequence[Input]) -> DataError:
     message = str(error)
     where = ", ".join(map(str, paths))
     if found := re.search(r"required_chars\. \d+ vs (\d+)", message):

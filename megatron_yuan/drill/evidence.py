@@ -75,14 +75,27 @@ class History:
         """Every step ever trained, in the order in which it was."""
         return [each for each in self.records if each["kind"] == "step"]
 
+    def lasting_steps(self) -> list[dict[str, Any]]:
+        """Those that the end is built on: a session that began after step n left what was trained beyond it behind."""
+        found: dict[int, dict[str, Any]] = {}
+        for each in self.records:
+            if each["kind"] == "start":
+                found = {step: record for step, record in found.items() if step <= each["step"]}
+            elif each["kind"] == "step":
+                found[each["step"]] = each
+        return list(found.values())
+
 
 _COMPARED = ("loss", "losses", "grad_norm", "lr", "tokens", "samples", "skipped")
 
 
-def differences(run: Path, reference: Path) -> list[str]:
-    """Where a run is not, to the bit, the reference: steps by their figures, the last checkpoint by its tensors."""
+def differences(run: Path, reference: Path, poisoned: bool = False) -> list[str]:
+    """Where a run is not, to the bit, the reference: steps by their figures, the last checkpoint by its tensors.
+
+    `poisoned`: steps that were left behind count for nothing, as they were trained on weights known to be wrong.
+    """
     expected = {each["step"]: _figures(each) for each in History.of(reference).steps()}
-    steps = History.of(run).steps()
+    steps = History.of(run).lasting_steps() if poisoned else History.of(run).steps()
     found = [
         f"step {each['step']}: {_figures(each)} instead of {expected.get(each['step'])}"
         for each in steps

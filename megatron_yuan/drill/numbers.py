@@ -83,4 +83,4 @@ def flip_weights(trial: Trial, stage: Stage) -> None:
         if flips[0]["tensor"] not in session.output or "rank" not in session.output:
             outcome.problems.append(f"{flips[0]['tensor']} was not named")
         trial.await_resumption(before)
-    trial.finish(stage.reference)
+    trial.finish(stage.reference, poisoned=True)

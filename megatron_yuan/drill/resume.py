@@ -78,6 +78,8 @@ class Verdict:
 
 def compare(straight: Path, resumed: Path, stop: int, same_layout: bool) -> Verdict:
     """Hold the runs in two folders against each other, from the step after `stop` on."""
+    if stop not in _starts(resumed):
+        raise YuanError(f"no session of the resumed run went on from step {stop}; it began at {_starts(resumed)}")
     ours, theirs = (_steps(each, stop) for each in (resumed, straight))
     if not ours or ours.keys() != theirs.keys():
         raise YuanError(f"steps {sorted(theirs)} were to be compared, but the resumed run has {sorted(ours)}")
@@ -146,6 +148,10 @@ def _place(name: str) -> tuple[int, int, str]:
 
 def _steps(run: Path, stop: int) -> dict[int, dict[str, Any]]:
     return {each["step"]: each for each in History.of(run).steps() if each["step"] > stop}
+
+
+def _starts(run: Path) -> list[int]:
+    return [each["step"] for each in History.of(run).records if each["kind"] == "start"]
 
 
 def _apart(a: float, b: float) -> float:

@@ -147,14 +147,17 @@ class Trial:
             wanted = before.durable if expected is None else expected
             outcome.problems.append(f"went on from step {step}, not from {wanted}")
 
-    def finish(self, reference: Path) -> None:
-        """Let the run come to its end and hold it against `reference`, the folder of a run that was not broken."""
+    def finish(self, reference: Path, poisoned: bool = False) -> None:
+        """Let the run come to its end and hold it against `reference`, the folder of a run that was not broken.
+
+        `poisoned`: what was trained between a fault and its discovery is known to be wrong, and left behind.
+        """
         session = self.session
         ended = session.wait(lambda: session.ended, START_SECONDS + self.rig.steps)
         code = session.launcher.poll()
         session.end()
         problems = [] if ended and code == 0 else [f"ended with {code}: {_last_lines(session.output)}"]
-        problems = problems or evidence.differences(self.run, reference)
+        problems = problems or evidence.differences(self.run, reference, poisoned)
         for each in self.tries:
             each.identical = not problems
         self.tries[-1].problems += problems[:5]

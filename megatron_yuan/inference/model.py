@@ -1,4 +1,4 @@
-"""A model to use: `load` opens a native checkpoint or a Hugging Face folder; the model scores and generates.
+"""A model to use: it scores, and it generates. `inference.load` opens one.
 
 Shapes: B batch, S sequence, V padded vocabulary.
 """
@@ -6,41 +6,58 @@ Shapes: B batch, S sequence, V padded vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from megatron_yuan.checkpoint import layout
-from megatron_yuan.checkpoint.load import is_checkpoint, open_checkpoint
+from megatron_yuan.config.layout import nearly_equal
 from megatron_yuan.config.routing import LOOKS_AHEAD
 from megatron_yuan.config.schema import Config
-from megatron_yuan.config.yaml_file import from_yaml
-from megatron_yuan.convert.hf import EMBEDDING, check_folder, load_hf, model_shapes
-from megatron_yuan.convert.hf_folder import is_hf_folder, open_hf_folder
-from megatron_yuan.errors import CheckpointError, ConfigError, DataError
+from megatron_yuan.errors import ConfigError, DataError
 from megatron_yuan.inference.decoding import Decoder, pad_left, tokens
+from megatron_yuan.inference.relay import Relay
 from megatron_yuan.inference.sampling import Chooser, Sampling
+from megatron_yuan.inference.stopping import Stops
 from megatron_yuan.log import logger
 from megatron_yuan.model.context import token_context
 from megatron_yuan.model.model import YuanModel
+from megatron_yuan.parallel.stages import layers_of_chunks
+from megatron_yuan.parallel.topology import Topology
 
 if TYPE_CHECKING:
     from megatron_yuan.data.tokenizer import Tokenizer
 
-DTYPES = {
-    **dict.fromkeys(("fp32", "float32"), torch.float32),
-    **dict.fromkeys(("bf16", "bfloat16"), torch.bfloat16),
-    **dict.fromkeys(("fp16", "float16"), torch.float16),
-}
+
+class Completion(NamedTuple):
+    """What follows one prompt."""
+
+    ids: list[int]
+    """New tokens, up to and without a stop id; a stop string's tokens are among them."""
+    logprobs: list[float]
+    """Natural logarithm of each one's probability, before temperature, top-k and top-p."""
 
 
 class LanguageModel(YuanModel):
-    """The whole network, from token ids to scores, on one device. Parameters have their global names."""
+    """The network from token ids to scores, whole on one device, or the layers of this process's pipeline stage.
 
-    def __init__(self, config: Config, tokenizer: Tokenizer | None = None, eod_id: int | None = None) -> None:
-        super().__init__(config.model)
+    Parameters have their global names. On several stages all processes make the same calls and get the same answers.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer | None = None,
+        eod_id: int | None = None,
+        topology: Topology | None = None,
+        layout: str | None = None,
+    ) -> None:
+        """`layout`: layers of each stage, such as 2,3,3,2; unset, nearly the same number."""
+        relay = Relay(topology)
+        layout = layout or nearly_equal(config.model.num_layers, relay.stages)
+        (layers,) = layers_of_chunks(config.model.num_layers, relay.stages, layout=layout)[relay.stage]
+        super().__init__(config.model, layers, relay.is_first, relay.is_last)
+        self.relay = relay
         self.run_config = config
         self.tokenizer = tokenizer
         self.eod_id = eod_id
@@ -49,11 +66,12 @@ class LanguageModel(YuanModel):
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return self.final_norm.weight.device
+        return next(self.parameters()).device
 
     def forward(self, input_ids: Tensor) -> Tensor:  # type: ignore[override]
-        """Scores of the next token after each of `input_ids` [B, S]: [B, S, V], differentiable."""
-        ids_BS = self._checked(input_ids)
+        """Scores of the next token after each of `input_ids` [B, S]: [B, S, V], differentiable. Of a whole model."""
+        assert self.relay.stages == 1, "a stage's part has no scores of its own; ask `scoring`"
+        ids_BS = self.checked(input_ids)
         positions_BS = torch.arange(ids_BS.shape[1], device=self.device).expand(ids_BS.shape)
         context = token_context(self.config, positions_BS, self.final_norm.weight.dtype)
         return self.logits(super().forward(ids_BS, context).hidden_BSH)
@@ -78,9 +96,10 @@ class LanguageModel(YuanModel):
         `on_token` is called with the new tokens [B] of each step as they come.
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
-        ids_BS = self._checked(input_ids)
+        ids_BS = self.checked(input_ids)
+        stops = Stops(self._stop_ids(stop_ids), rows=ids_BS.shape[0])
         columns = [ids_BS]
-        for ids_B in self._tokens(ids_BS, None, max_new_tokens, sampling, stop_ids, use_cache):
+        for ids_B, _ in self._tokens(ids_BS, None, max_new_tokens, sampling, stops, use_cache):
             columns.append(ids_B.unsqueeze(1))
             if on_token is not None:
                 on_token(ids_B)
@@ -103,16 +122,37 @@ class LanguageModel(YuanModel):
         Greedily, each row gets what it would get alone; sampled, row b draws from its own stream of (seed, b).
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
+        return [each.ids for each in self.complete(prompts, max_new_tokens, sampling, stop_ids, (), use_cache)]
+
+    def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        stop_ids: Sequence[int] | None = None,
+        stop_strings: Sequence[str] = (),
+        use_cache: bool = True,
+    ) -> list[Completion]:
+        """As `generate_batch`, with log-probabilities; a row also ends once its text holds one of `stop_strings`."""
         if not prompts:
             return []
         for row, prompt in enumerate(prompts):
             if not prompt:
                 raise DataError(f"prompt {row} is empty; give at least one token.")
+        if stop_strings and self.tokenizer is None:
+            raise ConfigError("stop strings are found in text, but the model has no tokenizer; give --tokenizer-model.")
         ids_BP, first_B = pad_left(prompts, self.device)
-        stops = self._stops(stop_ids)
-        new = list(self._tokens(self._checked(ids_BP), first_B, max_new_tokens, sampling, stops, use_cache))
-        rows = torch.stack(new, dim=1).tolist() if new else [[] for _ in prompts]
-        return [_until(row, stops) for row in rows]
+        decode = None if self.tokenizer is None else self.tokenizer.decode
+        stops = Stops(self._stop_ids(stop_ids), stop_strings, decode, len(prompts))
+        ids_BP = self.checked(ids_BP)
+        new = list(self._tokens(ids_BP, first_B, max_new_tokens, sampling or Sampling(), stops, use_cache))
+        if not new:
+            return [Completion([], []) for _ in prompts]
+        ids, logprobs = (torch.stack(columns, dim=1).tolist() for columns in zip(*new, strict=True))
+        return [
+            Completion(row[:length], scores[:length])
+            for row, scores, length in zip(ids, logprobs, stops.lengths(ids), strict=True)
+        ]
 
     def stream(
         self,
@@ -123,10 +163,10 @@ class LanguageModel(YuanModel):
         use_cache: bool = True,
     ) -> Iterator[int]:
         """The new tokens of one prompt as they come, up to and without the stop id."""
-        stops = self._stops(stop_ids)
-        ids_1P = self._checked(torch.tensor([list(prompt)], dtype=torch.long))
-        for ids_B in self._tokens(ids_1P, None, max_new_tokens, sampling or Sampling(), stops, use_cache):
-            if int(ids_B) in stops:
+        stops = Stops(self._stop_ids(stop_ids))
+        ids_1P = self.checked(torch.tensor([list(prompt)], dtype=torch.long))
+        for ids_B, _ in self._tokens(ids_1P, None, max_new_tokens, sampling or Sampling(), stops, use_cache):
+            if int(ids_B) in stops.ids:
                 return
             yield int(ids_B)
 
@@ -137,9 +177,9 @@ class LanguageModel(YuanModel):
         first_B: Tensor | None,
         max_new_tokens: int,
         sampling: Sampling,
-        stop_ids: Sequence[int] | None,
+        stops: Stops,
         use_cache: bool,
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         if self.config.moe_router == "expert-choice":
             raise ConfigError(f"{LOOKS_AHEAD}, so it cannot generate.\nIt can be scored; to generate, train another.")
         if max_new_tokens < 0:
@@ -152,21 +192,21 @@ class LanguageModel(YuanModel):
                 length,
                 self.config.max_position_embeddings,
             )
-        decoder = Decoder(self, ids_BP, first_B, length, use_cache, self._vocabulary_in_use)
-        yield from tokens(decoder, Chooser(sampling, ids_BP.shape[0]), max_new_tokens, self._stops(stop_ids))
+        decoder = Decoder(self, ids_BP, first_B, length, use_cache, self.vocabulary_in_use, self.relay)
+        yield from tokens(decoder, Chooser(sampling, ids_BP.shape[0]), max_new_tokens, stops)
 
     @property
-    def _vocabulary_in_use(self) -> int:
-        # Rows of padding, and ids that the tokenizer could not spell, are never chosen.
+    def vocabulary_in_use(self) -> int:
+        """Ids that can be chosen: not rows of padding, nor what the tokenizer could not spell."""
         in_use = self.config.vocab_size
         return in_use if self.tokenizer is None else min(in_use, self.tokenizer.vocab_size)
 
-    def _stops(self, stop_ids: Sequence[int] | None) -> Sequence[int]:
+    def _stop_ids(self, stop_ids: Sequence[int] | None) -> Sequence[int]:
         if stop_ids is not None:
             return stop_ids
         return () if self.eod_id is None else (self.eod_id,)
 
-    def _checked(self, input_ids: Tensor) -> Tensor:
+    def checked(self, input_ids: Tensor) -> Tensor:
         """The ids on the model's device; DataError where they cannot be looked up."""
         whole = not (input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool)
         if input_ids.dim() != 2 or 0 in input_ids.shape or not whole:
@@ -181,73 +221,3 @@ class LanguageModel(YuanModel):
                 f"0 to {vocabulary - 1}; is this the tokenizer that the model was trained with?"
             )
         return input_ids.to(self.device, torch.long)
-
-
-def load(
-    path: str | Path, dtype: torch.dtype | str | None = None, device: torch.device | str | None = None
-) -> LanguageModel:
-    """Open a run folder, a checkpoint or a Hugging Face folder as a model in evaluation mode.
-
-    dtype: unset, as saved; float32 takes a checkpoint's master weights where it has them. device: unset, the CPU;
-    "auto" takes a GPU where there is one. Memory: the model's own and little more. CheckpointError says what is wrong.
-    """
-    place, wanted = _device(device), _dtype(dtype)
-    if is_checkpoint(path):
-        checkpoint = open_checkpoint(path)
-        config = from_yaml(checkpoint.config_text, source=str(checkpoint.path / layout.CONFIG))
-        checkpoint.check_model(model_shapes(config.model))
-        model = _unfilled(config, checkpoint.tokenizer, wanted or checkpoint.dtypes()["embedding.weight"], place)
-        checkpoint.load_weights({name: each.data for name, each in model.named_parameters()}, cast=True)
-    elif is_hf_folder(path):
-        folder = open_hf_folder(path)
-        check_folder(folder)
-        stored = folder.specs[EMBEDDING].dtype if EMBEDDING in folder.specs else torch.float32
-        model = _unfilled(folder.config, folder.tokenizer, wanted or stored, place)
-        load_hf(folder, dict(model.named_parameters()))
-    else:
-        what = "neither a checkpoint nor a Hugging Face folder" if Path(path).exists() else "not there"
-        raise CheckpointError(
-            f"{path} is {what}; give a run folder with checkpoints/, a checkpoint, or a folder with config.json and "
-            "model.safetensors"
-        )
-    return model.eval()
-
-
-def _unfilled(config: Config, tokenizer_path: Path | None, dtype: torch.dtype, device: torch.device) -> LanguageModel:
-    tokenizer, eod_id = None, config.data.eod_id
-    if tokenizer_path is not None:
-        from megatron_yuan.data.tokenizer import Tokenizer
-
-        tokenizer = Tokenizer(str(tokenizer_path))
-    if eod_id is None and tokenizer is not None:
-        eod_id = tokenizer.eod_id
-    with torch.device("meta"):
-        model = LanguageModel(config, tokenizer, eod_id)
-    return model.to(dtype).to_empty(device=device)
-
-
-def _until(row: list[int], stops: Sequence[int]) -> list[int]:
-    ends = [i for i, token in enumerate(row) if token in stops]
-    return row[: ends[0]] if ends else row
-
-
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise ConfigError(f"dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}.")
-        return DTYPES[dtype]
-    if dtype is not None and not dtype.is_floating_point:
-        raise ConfigError(f"dtype is {dtype}, but must be one of {', '.join(DTYPES)}.")
-    return dtype
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device or "cpu")
-    except RuntimeError:
-        raise ConfigError(f"device is {device!r}, but must be auto, cpu, cuda or cuda:N.") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device is {device!r}, but torch sees no GPU here; give --device cpu.")
-    return chosen

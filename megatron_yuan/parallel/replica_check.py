@@ -47,20 +47,23 @@ def check_replicas(tensors: Mapping[str, Tensor], topology: Topology) -> None:
     by_stage: dict[int, dict[int, dict[str, int]]] = {}
     for rank, (stage, sums) in enumerate(held):
         by_stage.setdefault(stage, {})[rank] = sums
-    different: dict[str, list[int]] = {}
+    different: dict[str, set[int]] = {}
+    undecided = False
     for ranks in by_stage.values():
         for name in next(iter(ranks.values())):
             counts = Counter(sums[name] for sums in ranks.values())
             if len(counts) > 1:
                 (most, many), (_, next_many) = counts.most_common(2)
-                odd = [rank for rank, sums in ranks.items() if sums[name] != most]
-                different.setdefault(name, []).extend(odd if many > next_many else ranks)
+                undecided = undecided or many == next_many
+                odd = ranks if many == next_many else (rank for rank, sums in ranks.items() if sums[name] != most)
+                different.setdefault(name, set()).update(odd)
     if different:
         first = min(different, key=_place)
-        ranks = ", ".join(map(str, sorted(set(different[first]))))
+        ranks = ", ".join(map(str, sorted(different[first])))
+        who = f"of ranks {ranks} any may be wrong" if undecided else f"rank {ranks} is unlike the others of its stage"
         raise ReplicaError(
-            f"replicas differ in {len(different)} tensors, the first is {first}: rank {ranks} against the others of "
-            "its stage.\nOf two, either may be wrong. Nothing was saved since they last agreed; look at the devices."
+            f"replicas differ in {len(different)} tensors, the first is {first}: {who}.\n"
+            "Nothing was saved since they last agreed; look at the devices."
         )
 
 

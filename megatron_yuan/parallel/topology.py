@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -15,6 +17,7 @@ import torch.distributed as dist
 from megatron_yuan.config.schema import Config, ParallelConfig
 from megatron_yuan.errors import ConfigError, ParallelError
 from megatron_yuan.parallel import meeting
+from megatron_yuan.parallel.alike import check_alike
 from megatron_yuan.parallel.host_memory import keep_freed_memory
 from megatron_yuan.parallel.launcher import world_size
 from megatron_yuan.parallel.watch.pulse import Pulse
@@ -37,6 +40,8 @@ class Topology:
     dp_group: Any = field(repr=False, default=None)
     pulse: Pulse = field(repr=False, compare=False, default_factory=Pulse)
     """Where this process's training thread is, for the watch."""
+    meeting_seconds: float = field(repr=False, compare=False, default=0.0)
+    """What it took to meet the other processes and make the groups."""
 
     @property
     def is_main(self) -> bool:
@@ -59,12 +64,13 @@ class Topology:
             with self.pulse.waiting("barrier"):
                 dist.barrier()
 
-    def gather(self, value: Any) -> list[Any]:
-        """One small picklable `value` from each rank, by rank, on every rank."""
+    def gather(self, value: Any, beats: bool = True) -> list[Any]:
+        """One small picklable `value` from each rank, by rank, on every rank. Not `beats`: for who asks again and again
+        how something else stands, which is not to be taken for work that goes on."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        with self.pulse.waiting("gather"):
+        with self.pulse.waiting("gather") if beats else nullcontext():
             dist.all_gather_object(values, value)
         return values
 
@@ -128,7 +134,9 @@ def start(config: Config) -> Topology:
     else:
         on_cpu.use_cpu()
         keep_freed_memory()
+    begun = time.monotonic()
     _join(parallel, device)
+    check_alike(config)
     vp = parallel.virtual_pipeline_model_parallel_size
     parallel_state.initialize_model_parallel(
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
@@ -148,6 +156,7 @@ def start(config: Config) -> Topology:
         device=device,
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         dp_group=parallel_state.get_data_parallel_group(),
+        meeting_seconds=time.monotonic() - begun,
     )
 
 

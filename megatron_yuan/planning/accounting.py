@@ -85,7 +85,7 @@ def count_parameters(model: ModelConfig) -> Parameters:
             attention=4 * A * H,
             filter=2 * H * half + half + 2 * half * H + H + H,
             norms=2 * H,
-            router=_router_rows(model) * H,
+            router=router_rows(model) * H,
             expert=3 * H * model.ffn_hidden_size,
             num_experts=E,
             experts_per_token=model.experts_per_token,
@@ -139,7 +139,7 @@ def forward_flops(model: ModelConfig, seq_length: int) -> ForwardFlops:
     return ForwardFlops(
         projections=L * 2 * 4 * A * H,
         filter=L * 2 * 4 * H * (H // 2),
-        router=L * 2 * _router_rows(model) * H,
+        router=L * 2 * router_rows(model) * H,
         experts=round(L * 2 * 3 * H * model.ffn_hidden_size * (model.experts_per_token + model.num_shared_experts)),
         head=2 * model.padded_vocab_size * H,
         scores_dense=L * 4 * seq_length * A,
@@ -147,5 +147,6 @@ def forward_flops(model: ModelConfig, seq_length: int) -> ForwardFlops:
     )
 
 
-def _router_rows(model: ModelConfig) -> int:
+def router_rows(model: ModelConfig) -> int:
+    """Rows of width H of a layer's router."""
     return {"attention": 3, "noisy-top-k": 2}.get(model.moe_router, 1) * model.num_experts

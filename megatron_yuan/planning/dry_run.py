@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megatron_yuan.config.fields import with_values
+from megatron_yuan.config.layout import AUTO
 from megatron_yuan.config.load import diff_from_preset
 from megatron_yuan.config.schema import Config
 from megatron_yuan.config.yaml_file import to_yaml
 from megatron_yuan.parallel.stages import layers_of_chunks
 from megatron_yuan.planning.accounting import TRAINING_PASSES, count_parameters, forward_flops
+from megatron_yuan.planning.balance import balanced_sizes
+from megatron_yuan.planning.costs import costs_on
+from megatron_yuan.planning.machine import read_machine
 from megatron_yuan.planning.memory import (
     StageMemory,
     attention_widths,
@@ -20,12 +24,14 @@ from megatron_yuan.planning.memory import (
     plan_memory,
 )
 
+MODELLED_ON = "h100-80gb"
 DEVICES_GB = (80, 141)
 """Memory of the GPUs that the report judges by: A100/H100 and H200, in 10^9 bytes."""
 
 
 def dry_run_report(config: Config, preset_name: str | None = None, world_size: int | None = None) -> str:
     """The report, ready to print. `preset_name` is what settings are compared with; `world_size` unset, one replica."""
+    config, layout_remark = _settled(config)
     stages = config.parallel.pipeline_model_parallel_size
     replicas = max(1, (world_size or stages) // stages)
     paragraphs = (
@@ -33,10 +39,23 @@ def dry_run_report(config: Config, preset_name: str | None = None, world_size: i
         _size(config),
         _cost(config),
         _run(config, replicas),
-        _layers(config),
+        [*_layers(config), *layout_remark],
         _memory(config, replicas),
     )
     return "\n\n".join("\n".join(lines) for lines in paragraphs)
+
+
+def _settled(config: Config) -> tuple[Config, list[str]]:
+    """With the split that `auto` would come to by a model of times; the run itself measures."""
+    parallel = config.parallel
+    if parallel.pipeline_model_parallel_layout != AUTO:
+        return config, []
+    stages, virtual = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
+    machine = read_machine(MODELLED_ON)
+    sizes = balanced_sizes(config.model.num_layers, stages, virtual, costs_on(machine, config, 1))
+    layout = ",".join(map(str, sizes))
+    remark = f"  auto: {layout} by times modelled for {machine.name}; the run measures its own"
+    return with_values(config, {"pipeline_model_parallel_layout": layout}), [remark]
 
 
 def _settings(config: Config, preset_name: str | None) -> Iterator[str]:
@@ -118,7 +137,7 @@ def _layers(config: Config) -> Iterator[str]:
 def _memory(config: Config, replicas: int) -> Iterator[str]:
     plan = plan_memory(config, replicas)
     yield "Memory per stage at its fullest, in GB (10^9 bytes)"
-    yield "  stage  weights  gradients  optimizer    state  activations  working    total"
+    yield "  stage  weights  gradients  optimizer    state  activations  buffers  working    total"
     for stage in plan:
         columns = (
             (stage.weights, 9),
@@ -126,6 +145,7 @@ def _memory(config: Config, replicas: int) -> Iterator[str]:
             (stage.optimizer, 11),
             (stage.state, 9),
             (stage.activations, 13),
+            (stage.buffers, 9),
             (stage.working, 9),
             (stage.total, 9),
         )
@@ -155,6 +175,7 @@ def _formulas(config: Config, plan: list[StageMemory]) -> Iterator[str]:
     yield f"    in flight, by stage: {flights} {kept}"
     yield f"    {recompute}"
     yield "    H hidden, A heads x their width, F ffn, K chosen experts, E experts"
+    yield "  buffers: hidden states and gradients on their way between stages, 4H a token"
     yield "  working: a layer's backward (what it recomputes, 3KF a token, its experts' gradients 3EFH), or"
     yield "    if larger the last stage's loss (float32 logits, in chunks, and the head's gradient being summed)"
 

@@ -3,18 +3,19 @@
 Letters: T tokens of a microbatch, H hidden, A = heads x head width, F ffn, E experts, K chosen, V padded vocabulary.
 
 Weights, gradients and optimizer state are exact. Activations are what the layers keep for backward with fused GPU
-kernels, counted tensor by tensor (on a CPU each RMSNorm keeps another H in float32, and attention dropout makes torch
-keep S x S scores). Not counted: the device's context, communication buffers, fragmentation.
+kernels, counted tensor by tensor; with `--device cpu`, what torch's own kernels keep (cpu_memory.py). Not
+counted: the device's context, the communication library's own buffers, fragmentation.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from megatron_yuan.config.schema import Config, ModelConfig
 from megatron_yuan.parallel.stages import layers_of_chunks
 from megatron_yuan.planning.accounting import Parameters, count_parameters
+from megatron_yuan.planning.cpu_memory import fullest_moment
+from megatron_yuan.planning.order import order_of
 
 GRADIENT_BYTES = 4
 LOSS_CHUNK_TOKENS = 2048
@@ -35,6 +36,8 @@ class StageMemory:
     gradients: int
     optimizer: int
     activations: int
+    buffers: int
+    """Of messages: received and sent hidden states and gradients of one exchange."""
     working: int
     """Largest passing need: a layer's backward, or the loss of the last stage."""
 
@@ -46,7 +49,7 @@ class StageMemory:
     @property
     def total(self) -> int:
         """All of it."""
-        return self.state + self.activations + self.working
+        return self.state + self.activations + self.buffers + self.working
 
 
 def plan_memory(config: Config, replicas: int = 1) -> list[StageMemory]:
@@ -71,18 +74,6 @@ def element_bytes(config: Config) -> int:
 def optimizer_bytes(config: Config) -> int:
     """Bytes of optimizer state a parameter: two float32 moments, and with bf16 the float32 master weight."""
     return 12 if config.optimizer.bf16 else 8
-
-
-def in_flight(stage: int, pp_size: int, vp_size: int, microbatches: int) -> Counter[int]:
-    """Microbatches of each chunk that `stage` has sent forward and not yet taken back, at the most.
-
-    1F1B: min(M, stages - stage). Interleaved: its warmup, 2 (stages - stage - 1) + (virtual - 1) stages, and one more;
-    the chunks take turns of `stages` microbatches.
-    """
-    if vp_size == 1:
-        return Counter({0: min(microbatches, pp_size - stage)})
-    passes = min(microbatches * vp_size, 2 * (pp_size - stage - 1) + (vp_size - 1) * pp_size + 1)
-    return Counter((k % (pp_size * vp_size)) // pp_size for k in range(passes))
 
 
 def attention_widths(config: Config) -> int:
@@ -111,15 +102,19 @@ def _stage(
 ) -> StageMemory:
     parameters = count_parameters(config.model)
     is_first, is_last = stage == 0, stage == pp_size - 1
-    held = sum(map(len, chunks)) * parameters.layer.total + _edge_parameters(parameters, is_first, is_last)
+    held = sum(map(len, chunks)) * parameters.layer.total + edge_parameters(parameters, is_first, is_last)
     size, tokens = element_bytes(config), config.training.micro_batch_size * config.data.seq_length
-    kept = in_flight(stage, pp_size, vp_size, microbatches)
+    kept = order_of(stage, pp_size, vp_size, min(microbatches, 2 * pp_size)).in_flight()  # no later passes are kept
     activations = sum(count * _chunk_activation_bytes(config, len(chunks[c])) for c, count in kept.items()) * tokens
     working = _layer_working_bytes(config, tokens)
     if is_last:
         # Final norm's input and output and the loss's gradient, of the one microbatch at the end; the head's gradient.
         activations += 3 * config.model.hidden_size * size * tokens + parameters.embedding * size
         working = max(working, _loss_working_bytes(config, tokens))
+    buffers = 4 * config.model.hidden_size * size * tokens if pp_size > 1 else 0
+    if config.training.device == "cpu":
+        fullest = fullest_moment(config, stage, [len(chunk) for chunk in chunks], pp_size, microbatches)
+        activations, working, buffers = fullest.kept, fullest.working, 0
     return StageMemory(
         stage=stage,
         layers=sum(map(len, chunks)),
@@ -129,17 +124,19 @@ def _stage(
         gradients=held * GRADIENT_BYTES,
         optimizer=held * optimizer_bytes(config),
         activations=activations,
+        buffers=buffers,
         working=working,
     )
 
 
-def _edge_parameters(parameters: Parameters, is_first: bool, is_last: bool) -> int:
+def edge_parameters(parameters: Parameters, is_first: bool, is_last: bool) -> int:
     """Embedding, final norm and head; a tied head on another stage than the embedding is a copy of it."""
     head = (parameters.head or (0 if is_first else parameters.embedding)) if is_last else 0
     return is_first * parameters.embedding + is_last * parameters.final_norm + head
 
 
-def _recomputed_layers(config: Config, layers: int) -> int:
+def recomputed_layers(config: Config, layers: int) -> int:
+    """How many of a chunk's `layers` are computed again in backward."""
     if config.parallel.recompute_granularity != "full":
         return 0
     limit = config.parallel.recompute_num_layers
@@ -148,7 +145,7 @@ def _recomputed_layers(config: Config, layers: int) -> int:
 
 def _chunk_activation_bytes(config: Config, layers: int) -> int:
     """Bytes a token that a chunk keeps of one microbatch: of a recomputed layer its input alone."""
-    recomputed = _recomputed_layers(config, layers)
+    recomputed = recomputed_layers(config, layers)
     inputs = recomputed * config.model.hidden_size * element_bytes(config)
     return inputs + (layers - recomputed) * layer_activation_bytes(config)
 

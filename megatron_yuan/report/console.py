@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
+from collections.abc import Mapping
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from megatron_yuan.log import console, logger
-from megatron_yuan.report.result import EvalResult, StepResult
+from megatron_yuan.report.result import EvalResult, StepResult, TaskScores
 from megatron_yuan.report.throughput import Arithmetic
 
 LEGEND = "load: busiest expert over the mean expert, in the worst layer (1.00 is balanced); GiB: peak memory"
@@ -49,11 +50,20 @@ class ConsoleReport:
             self._bar.update(self._task, completed=result.step, eta=eta)
 
     def evaluation(self, result: EvalResult) -> None:
-        """One line for all validation sets."""
-        losses = " | ".join(f"{name} {number(loss, 7, 4)}" for name, loss in result.losses.items())
-        logger.info(
-            "%s | validation loss | %s | %s tokens", counted(result.step, self._total), losses, f"{result.tokens:,}"
-        )
+        """One line for all sets, and one for all languages."""
+        begin = f"{counted(result.step, self._total)} | {result.kind} loss"
+        logger.info("%s | %s | %s tokens", begin, _losses(result.losses), f"{result.tokens:,}")
+        if result.languages:
+            logger.info("%s by language | %s", begin, _losses(result.languages))
+
+    def tasks(self, step: int, scores: TaskScores) -> None:
+        """One line for all tasks."""
+        cells = [
+            f"{name} {accuracy:.3f} of {scores.questions[name]:,} questions"
+            for name, accuracy in scores.accuracy.items()
+        ]
+        begin = f"{counted(step, self._total)} | tasks, accuracy"
+        logger.info("%s | %s | %.0f s", begin, " | ".join(cells), scores.seconds)
 
     def close(self) -> None:
         """Take the bar away."""
@@ -85,6 +95,10 @@ def step_line(result: StepResult, total: int, arithmetic: Arithmetic, tokens_per
 def counted(step: int, total: int) -> str:
     """`step` of `total`, as wide for every step."""
     return f"step {step:>{len(str(total))}}/{total}"
+
+
+def _losses(by_name: Mapping[str, float]) -> str:
+    return " | ".join(f"{name} {number(loss, 7, 4)}" for name, loss in by_name.items())
 
 
 def number(value: float, width: int, decimals: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from megatron_yuan import __version__
+from megatron_yuan.version import __version__
 
 PACKAGES = (
     "torch",

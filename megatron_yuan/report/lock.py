@@ -25,7 +25,13 @@ class FolderLock:
 
     def __init__(self, folder: Path, patience_seconds: float = PATIENCE_SECONDS) -> None:
         """Raises ConfigError, naming host and process, where another one holds it for longer than the patience."""
-        self._file: int | None = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            self._file: int | None = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise ConfigError(
+                f"save is {folder}, whose {NAME} cannot be opened ({error.strerror}).\n"
+                "Fix: see whose it is and delete it, or give another --save."
+            ) from None
         deadline = time.monotonic() + patience_seconds
         while not self._taken(folder):
             if time.monotonic() >= deadline:

@@ -1,8 +1,8 @@
 """metrics.jsonl: one strict JSON object a line, only ever appended to, readable while the run goes on.
 
-Kinds of line: `start` (a session begins after `step` steps), `step`, `evaluation`. A run that resumes at step n appends
-a `start` with step n, and the reader leaves out what came before it about steps beyond n: nothing is doubled, and
-nothing is lost from the file.
+Kinds of line: `start` (a session begins after `step` steps), `step`, `evaluation`, `test`, `tasks`. A run
+that resumes at step n appends a `start` with step n, and the reader leaves out what came before it about steps beyond
+n: nothing is doubled, and nothing is lost from the file.
 JSON knows no NaN: a number that is not finite is written as the string "NaN", "Infinity" or "-Infinity".
 """
 
@@ -63,6 +63,8 @@ class Metrics:
     """One for each session of the run that is still part of its history."""
     steps: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    tests: list[dict[str, Any]] = field(default_factory=list)
+    tasks: list[dict[str, Any]] = field(default_factory=list)
     skipped: int = 0
     """Lines that were not whole records: a half-written last line, or damage."""
 
@@ -71,7 +73,8 @@ def read_metrics(path: Path) -> Metrics:
     """Read `path`. Raises DataError where there is no such file; broken lines are skipped and counted, and said."""
     if not path.is_file():
         raise DataError(f"{path} does not exist: name a run folder (what --save named) in which training has begun.")
-    lists: dict[str, list[dict[str, Any]]] = {"start": [], "step": [], "evaluation": []}
+    kinds = {"start": "starts", "step": "steps", "evaluation": "evaluations", "test": "tests", "tasks": "tasks"}
+    lists: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     skipped = 0
     with path.open("rb") as lines:
         for line in lines:
@@ -88,7 +91,7 @@ def read_metrics(path: Path) -> Metrics:
             lists[record["kind"]].append(record)
     if skipped:
         logger.warning("%s: %d line(s) skipped that are not whole records (a crash can leave one).", path, skipped)
-    return Metrics(lists["start"], lists["step"], lists["evaluation"], skipped)
+    return Metrics(**{name: lists[kind] for kind, name in kinds.items()}, skipped=skipped)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

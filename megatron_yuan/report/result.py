@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from numpy.typing import ArrayLike
 
@@ -70,6 +71,17 @@ class StepResult:
 
 
 @dataclass(frozen=True)
+class TaskScores:
+    """The model on tasks, at one step."""
+
+    accuracy: Mapping[str, float]
+    """Of each task, the part of its questions that was answered right."""
+    questions: Mapping[str, int]
+    seconds: float
+    """Wall time of all of it."""
+
+
+@dataclass(frozen=True)
 class EvalResult:
     """One validation."""
 
@@ -79,3 +91,28 @@ class EvalResult:
     """Mean loss of a token, in nats, of each validation set."""
     tokens: int
     """Tokens with loss, over all sets."""
+    languages: Mapping[str, float] = field(default_factory=dict)
+    """Mean loss of a token of each language, where the blend tells the sets' languages."""
+    kind: Literal["validation", "test"] = "validation"
+    """What the sets are held out for."""
+
+
+def evaluation_of(
+    step: int,
+    sums: Mapping[str, tuple[float, int]],
+    languages: Mapping[str, str],
+    kind: Literal["validation", "test"] = "validation",
+) -> EvalResult:
+    """Of each set's sum of token losses and number of tokens; `languages`: of some of the sets, by name."""
+    by_language: dict[str, tuple[float, int]] = {}
+    for name, (loss, tokens) in sums.items():
+        if name in languages:
+            before = by_language.get(languages[name], (0.0, 0))
+            by_language[languages[name]] = before[0] + loss, before[1] + tokens
+    return EvalResult(
+        step=step,
+        losses={name: loss / max(1, tokens) for name, (loss, tokens) in sums.items()},
+        tokens=sum(tokens for _, tokens in sums.values()),
+        languages={language: loss / max(1, tokens) for language, (loss, tokens) in sorted(by_language.items())},
+        kind=kind,
+    )

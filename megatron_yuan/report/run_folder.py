@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_yuan.errors import ConfigError
-from megatron_yuan.report.environment import describe_environment
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,11 @@ class RunFolder:
     def diagnosis(self, step: int) -> Path:
         """What was found when bad steps stopped the run at `step`."""
         return self.path / f"diagnosis-{step:07d}.json"
+
+    @property
+    def traces(self) -> Path:
+        """Folder of traces of single steps."""
+        return self.path / "traces"
 
     @property
     def checkpoints(self) -> Path:
@@ -89,6 +93,8 @@ def make_run_folder(path: str | Path) -> RunFolder:
 def open_run_folder(path: str | Path, config_yaml: str) -> RunFolder:
     """`make_run_folder`, then write config.yaml and environment.json for a session that begins."""
     folder = make_run_folder(path)
+    from megatron_yuan.report.environment import describe_environment  # loads torch
+
     with _writing_into(path):
         _keep_former(folder.config, config_yaml)
         _write(folder.config, config_yaml)

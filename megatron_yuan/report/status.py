@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_yuan.errors import ParallelError, YuanError
+from megatron_yuan.log import logger
 
 State = Literal["running", "done", "requeue", "failed"]
 
@@ -22,9 +23,24 @@ State = Literal["running", "done", "requeue", "failed"]
 def write_status(path: Path, state: State, reason: str, step: int) -> None:
     """Replace the file `path` in one go; readers find the old status or the new."""
     record = {"state": state, "reason": reason, "step": step, "pid": os.getpid(), "host": os.uname().nodename}
+    text = json.dumps({**record, "time": round(time.time(), 3)}) + "\n"
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps({**record, "time": round(time.time(), 3)}) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        _write_over(path, text, error)
+
+
+def _write_over(path: Path, text: str, why: OSError) -> None:
+    """On a full disk the old status's own blocks hold the new one; without any, the run's end is not to be buried."""
+    try:
+        with open(path, "r+", encoding="utf-8") as file:
+            file.write(text)
+            file.truncate()
+    except OSError:
+        logger.warning("%s cannot be written (%s); launch scripts will take the session for killed", path, why.strerror)
 
 
 def state_after(error: BaseException) -> State:

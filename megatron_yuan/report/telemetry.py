@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Any
 
 from megatron_yuan.config.schema import LoggingConfig
@@ -17,7 +18,7 @@ from megatron_yuan.report.curves import pixels_of
 from megatron_yuan.report.expert_plot import load_figure
 from megatron_yuan.report.expert_report import ExpertReport
 from megatron_yuan.report.metrics import MetricsWriter
-from megatron_yuan.report.result import EvalResult, StepResult
+from megatron_yuan.report.result import EvalResult, StepResult, TaskScores
 from megatron_yuan.report.run_folder import RunFolder
 from megatron_yuan.report.sinks import Sink, open_sinks
 from megatron_yuan.report.step_record import step_record, step_scalars
@@ -36,10 +37,12 @@ class Telemetry:
         start_step: int = 0,
         settings: Mapping[str, Any] | None = None,
         last_step: int | None = None,
+        session: Mapping[str, Any] | None = None,
     ) -> None:
         """Open everything that `config` asks for.
 
-        `settings` (the resolved config) is shown in wandb; `last_step` is where this session ends, unset `total_steps`.
+        `settings` (the resolved config) is shown in wandb; `last_step` is where this session ends, unset `total_steps`;
+        `session` is kept in the record of its start.
         """
         self._arithmetic = arithmetic
         last_step = total_steps if last_step is None else last_step
@@ -53,7 +56,8 @@ class Telemetry:
                 opening.callback(sink.close)
             self._metrics = None
             if folder is not None:
-                self._metrics = MetricsWriter(folder.metrics, _start_record(arithmetic, total_steps, start_step))
+                start = {**_start_record(arithmetic, total_steps, start_step), **(session or {})}
+                self._metrics = MetricsWriter(folder.metrics, start)
                 opening.callback(self._metrics.close)
             self._console = ConsoleReport(arithmetic, total_steps, start_step, config.log_interval)
             opening.callback(self._console.close)
@@ -77,13 +81,25 @@ class Telemetry:
                 sink.picture(result.step, "experts/load", pixels)
 
     def evaluation(self, result: EvalResult) -> None:
-        """Report one validation."""
+        """Report one validation, or the test."""
         self._console.evaluation(result)
         if self._metrics is not None:
             record = {"step": result.step, "losses": result.losses, "tokens": result.tokens, "time": time.time()}
-            self._metrics.write("evaluation", record)
+            if result.languages:
+                record["languages"] = result.languages
+            self._metrics.write("test" if result.kind == "test" else "evaluation", record)
+        values = {f"{result.kind}/loss/{name}": loss for name, loss in result.losses.items()}
+        values |= {f"{result.kind}/language/{name}": loss for name, loss in result.languages.items()}
         for sink in self._sinks:
-            sink.scalars(result.step, {f"validation/loss/{name}": loss for name, loss in result.losses.items()})
+            sink.scalars(result.step, values)
+
+    def tasks(self, step: int, scores: TaskScores) -> None:
+        """Report a measurement on tasks."""
+        self._console.tasks(step, scores)
+        if self._metrics is not None:
+            self._metrics.write("tasks", {"step": step, **asdict(scores), "time": time.time()})
+        for sink in self._sinks:
+            sink.scalars(step, {f"tasks/accuracy/{name}": value for name, value in scores.accuracy.items()})
 
     def message(self, text: str) -> None:
         """Say something in words."""
@@ -110,6 +126,9 @@ class SilentTelemetry(Telemetry):
         """Nothing."""
 
     def evaluation(self, result: EvalResult) -> None:
+        """Nothing."""
+
+    def tasks(self, step: int, scores: TaskScores) -> None:
         """Nothing."""
 
     def message(self, text: str) -> None:

@@ -58,8 +58,9 @@ class Diagnosis:
     """Of the step, by the set that they come from."""
     first_not_finite: Place | None
     """The lowest part whose output was not finite in the rerun, of all ranks."""
-    bad_gradients: dict[str, int]
-    """Parameters whose gradient was not finite, each with a rank where that is so."""
+    bad_gradients: dict[str, list[int]]
+    """Parameters whose gradient was not finite, each with the ranks where that is so: all replicas of a stage, once
+    theirs are summed."""
 
     def text(self) -> str:
         """In words."""
@@ -69,10 +70,12 @@ class Diagnosis:
         if self.first_not_finite is not None:
             lines.append(f"Run again, the first output that is not finite is that of {self.first_not_finite}.")
         elif self.bad_gradients:
-            name, rank = next(iter(self.bad_gradients.items()))
+            name, ranks = next(iter(self.bad_gradients.items()))
+            more = f" (and {len(self.bad_gradients) - 1} more)" if len(self.bad_gradients) > 1 else ""
+            where = f"on rank {ranks[0]}" if len(ranks) == 1 else f"summed over ranks {', '.join(map(str, ranks))}"
             lines.append(
-                f"The gradient of {name} on rank {rank} (and {len(self.bad_gradients) - 1} more) was not finite, "
-                "though every output of a rerun is: look at that device."
+                f"The gradient of {name}{more} {where} was not finite, though every output of a rerun is: look at "
+                f"{'that device' if len(ranks) == 1 else 'those devices, one of which computes wrongly'}."
             )
         else:
             lines.append("Every output of a rerun is finite.")
@@ -89,9 +92,10 @@ def diagnose(run: Run, step: int, reason: str) -> str:
     """Find out, and write it into the run folder; returns it in words. Called by all ranks together."""
     topology, microbatches = run.topology, run.microbatches
     gradients = {name: p.main_grad for name, p in run.model.parameters.items()}  # type: ignore[attr-defined]
-    bad_gradients: dict[str, int] = {}
+    bad_gradients: dict[str, list[int]] = {}
     for rank, names in enumerate(topology.gather(not_finite(gradients))):
-        bad_gradients = {name: rank for name in names} | bad_gradients
+        for name in names:
+            bad_gradients.setdefault(name, []).append(rank)
 
     ids = list(itertools.islice(microbatches.ids(run.consumed_samples), len(microbatches)))
     models = [cast(YuanModel, chunk.module.part) for chunk in run.model.chunks]

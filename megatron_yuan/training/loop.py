@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from megatron_yuan.training.outcome import outcome_recorded
 from megatron_yuan.training.run import Run
 
 
@@ -13,20 +12,27 @@ def fit(run: Run) -> None:
     """
     config = run.config
     explaining = run.watch.explaining  # twice: first of all, and for what the saver meets as it closes
-    with run.telemetry, outcome_recorded(run), run.stopping, explaining(), run.saver, explaining():
+    with run.telemetry, run.outcome.training(run), run.stopping, explaining(), run.saver, explaining():
         if run.step in (0, run.last_step):  # before all training; or once more, where a session ended in between
             run.validate(run.step)
         while run.step < run.last_step and run.stop_reason is None:
             step = run.step + 1
-            run.telemetry.step(run.train_step(step))
+            with run.tracer.step(step, last=step == run.last_step):
+                result = run.train_step(step)
+            run.telemetry.step(result)
+            run.say_start_up()
             run.saver.poll()
             if _due(step, config.guard.check_weight_hash_across_dp_replicas_interval or 0):
                 run.check_replicas()
             last = step == run.last_step
             if run.stop_reason is None and (last or _due(step, config.training.eval_interval)):
                 run.validate(step)
+            if run.stop_reason is None and (last or _due(step, config.training.eval_tasks_interval)):
+                run.measure_tasks(step)
             if last or run.stop_reason is not None or _due(step, config.checkpoint.save_interval):
                 run.save()
+        if run.stop_reason is None and run.step == config.training.train_iters:
+            run.measure_test()
         run.draw()
     run.release()
 

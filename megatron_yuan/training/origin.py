@@ -76,7 +76,8 @@ def find_origin(config: Config, topology: Topology, tokenizer_sha256: str | None
     """
     settings = config.checkpoint
     main = topology.is_main
-    path, own = together(topology, "finding a checkpoint", lambda: _path(settings) if main else (None, False))[0]
+    nowhere = (None, False, None)
+    path, own, step = together(topology, "finding a checkpoint", lambda: _path(settings) if main else nowhere)[0]
     if path is None:
         return Origin(None)
     if not is_checkpoint(path) and is_hf_folder(Path(path)):
@@ -87,7 +88,6 @@ def find_origin(config: Config, topology: Topology, tokenizer_sha256: str | None
         return Origin(folder)
     if own and settings.load not in (None, path):
         log.logger.info(f"{path} holds a checkpoint already: going on from there, not from --load {settings.load}")
-    step = settings.ckpt_step if settings.load in (None, path) or not own else None
     replaceable, where = own and step is None, str(path)
     checkpoint = open_checkpoint(path, step, topology, verify=settings.verify, fall_back=replaceable)
     new_run = settings.finetune and not own
@@ -123,17 +123,40 @@ def load_origin(
             origin = find_origin(config, topology, tokenizer_sha256)
 
 
-def _path(settings: CheckpointConfig) -> tuple[str | None, bool]:
-    """The path to load, and whether it is the run's own folder: that comes first, lest a restart begin anew."""
+def branch_of(settings: CheckpointConfig) -> str | None:
+    """What a session that goes back in its own run folder writes into its checkpoints, so that a restart of the same
+    command by a launcher goes on from them instead of going back again."""
+    within = settings.save is not None and settings.load in (None, settings.save)
+    if within and settings.finetune and settings.load is not None:
+        return f"finetune {settings.ckpt_step}"
+    return f"ckpt-step {settings.ckpt_step}" if within and settings.ckpt_step is not None else None
+
+
+def _path(settings: CheckpointConfig) -> tuple[str | None, bool, int | None]:
+    """The path to load, whether it is the run's own folder, which comes first, lest a restart begin anew; and the step,
+    None for the newest."""
     own = settings.save is not None and is_checkpoint(settings.save)
+    if own and _has_branched(settings):
+        log.logger.info(f"{settings.save} has gone on from where this command begins: going on from its newest step")
+        return settings.save, True, None
     if own and not (settings.load == settings.save and settings.finetune):
-        return settings.save, True
+        return settings.save, True, settings.ckpt_step if settings.load in (None, settings.save) else None
     if settings.save is not None and not own:
         refuse_only_damaged(settings.save)
     if settings.load is not None and settings.load == settings.save and not own:
         log.logger.info(f"there is no checkpoint in --load {settings.load} yet: the run begins there")
-        return None, False
-    return settings.load, False
+        return None, False, None
+    return settings.load, False, settings.ckpt_step
+
+
+def _has_branched(settings: CheckpointConfig) -> bool:
+    branch = branch_of(settings)
+    if branch is None or settings.save is None:
+        return False
+    try:
+        return open_checkpoint(settings.save).run_state.extra.get("branch") == branch
+    except CheckpointError:
+        return False  # said where it is loaded
 
 
 def _samples(training: TrainingConfig) -> int:

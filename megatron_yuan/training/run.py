@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
 
 from megatron_yuan.checkpoint.commit import Retention
 from megatron_yuan.checkpoint.saver import CheckpointSaver
@@ -23,16 +26,23 @@ from megatron_yuan.parallel.watch.start import unwatched
 from megatron_yuan.parallel.watch.watch import Watch
 from megatron_yuan.report.lock import FolderLock
 from megatron_yuan.report.plots import draw_run
-from megatron_yuan.report.result import EvalResult, StepResult
+from megatron_yuan.report.result import StepResult, TaskScores, evaluation_of
 from megatron_yuan.report.run_folder import RunFolder
 from megatron_yuan.report.telemetry import Telemetry
 from megatron_yuan.training.diagnosis import diagnose
 from megatron_yuan.training.guard import Guard
 from megatron_yuan.training.lr_schedule import learning_rate
 from megatron_yuan.training.memory import peak_memory_bytes
+from megatron_yuan.training.origin import branch_of
+from megatron_yuan.training.outcome import Outcome
 from megatron_yuan.training.setup import TrainingModel
+from megatron_yuan.training.start_up import StartUp
 from megatron_yuan.training.step import Sums, run_batch
 from megatron_yuan.training.stopping import Stopping
+from megatron_yuan.training.tracing import Tracer
+
+TaskMeasure = Callable[[Mapping[str, Tensor], Topology], TaskScores]
+"""This process's weights by global name, and its place -> scores, the same on all. Called by all ranks together."""
 
 
 @dataclass
@@ -47,13 +57,26 @@ class Run:
     """Of the training blend's sets, in its order."""
     validation: Mapping[str, Microbatches]
     telemetry: Telemetry
+    test: Mapping[str, Microbatches] = field(default_factory=dict)
+    """What is measured once, at the end."""
+    task_measure: TaskMeasure | None = None
+    """How the model does on tasks that the settings name; given, because training knows nothing of tasks."""
+    languages: Mapping[str, str] = field(default_factory=dict)
+    """Of sets to validate or test on, by name, where the blend tells."""
+    data_record: Mapping[str, Any] = field(default_factory=dict)
+    """What the training data are, for checkpoints."""
     stopping: Stopping = field(default_factory=Stopping)
     watch: Watch = field(default_factory=unwatched)
+    outcome: Outcome = field(default_factory=lambda: Outcome(None))
+    start_up: StartUp | None = None
+    """Until the first step is done."""
     lock: FolderLock | None = None
     """On the run folder, held by the main rank."""
     guard: Guard = field(init=False)
     stop_reason: str | None = None
     """Why the session should end now, known to all ranks alike; None: it goes on."""
+    began_at: int = field(init=False)
+    """The step that this session goes on from."""
     step: int = 0
     """Optimizer steps done."""
     consumed_samples: int = 0
@@ -63,7 +86,11 @@ class Run:
     saver: CheckpointSaver = field(init=False)
     """Of the run folder."""
 
+    tracer: Tracer = field(init=False)
+
     def __post_init__(self) -> None:
+        self.began_at = self.step
+        self.tracer = Tracer(self.config, self.topology, len(self.microbatches))
         self.guard = Guard(self.config.guard)
         self.steps_to_skip = parse_spans("iterations_to_skip", self.config.guard.iterations_to_skip)
         settings, tokenizer = self.config.checkpoint, self.config.data.tokenizer_model
@@ -74,6 +101,7 @@ class Run:
             Path(tokenizer) if tokenizer else None,
             Retention(settings.save_retain, settings.save_retain_interval),
             background=settings.async_save,
+            beat=self.pulse.beat,
         )
 
     @property
@@ -90,9 +118,11 @@ class Run:
 
     @property
     def last_step(self) -> int:
-        """Where this process stops: the end of the run, or an earlier exit that was asked for."""
+        """Where this process stops: the end of the run, or the next multiple of the exit interval."""
         training = self.config.training
-        return min(training.train_iters, training.exit_interval or training.train_iters)
+        if training.exit_interval is None:
+            return training.train_iters
+        return min(training.train_iters, (self.began_at // training.exit_interval + 1) * training.exit_interval)
 
     def train_step(self, step: int) -> StepResult:
         """Forward and backward over one global batch, then the optimizer."""
@@ -147,6 +177,12 @@ class Run:
         votes = self.stopping.votes()
         return run_batch(chunks, batches, len(self.microbatches), self.config, self.topology, step, len(names), votes)
 
+    def say_start_up(self) -> None:
+        """How long all took up to the first step, once."""
+        if self.start_up is not None:
+            self.telemetry.message(self.start_up.line())
+            self.start_up = None
+
     def _advance(self, step: int) -> None:
         self.step, self.consumed_samples = step, self.microbatches.after(self.consumed_samples)
 
@@ -176,13 +212,28 @@ class Run:
 
     def validate(self, step: int) -> None:
         """Loss of each validation set, over the same samples every time; broken off where the session should end."""
-        losses, tokens = {}, 0
-        self.pulse.enter_step(step, during="validation ")
-        for name, microbatches in self.validation.items():
+        self._evaluate(step, self.validation, "validation")
+
+    def measure_test(self) -> None:
+        """Loss of each test set."""
+        self._evaluate(self.step, self.test, "test")
+
+    def measure_tasks(self, step: int) -> None:
+        """How the model does on tasks, where there are any to measure; changes nothing of the run."""
+        if self.task_measure is None:
+            return
+        self.pulse.enter_step(step, during="tasks ")
+        weights = {name: parameter.detach() for name, parameter in self.model.parameters.items()}
+        self.telemetry.tasks(step, self.task_measure(weights, self.topology))
+
+    def _evaluate(self, step: int, sets: Mapping[str, Microbatches], kind: Literal["validation", "test"]) -> None:
+        sums: dict[str, tuple[float, int]] = {}
+        self.pulse.enter_step(step, during=f"{kind} ")
+        for name, microbatches in sets.items():
             loss_sum = counted = 0
             for i in range(self.config.training.eval_iters):
                 batches = microbatches.step(i * self.samples_per_step)
-                sums = run_batch(
+                found = run_batch(
                     self.model.chunks,
                     batches,
                     len(microbatches),
@@ -191,13 +242,13 @@ class Run:
                     step=None,
                     votes=self.stopping.votes(),
                 )
-                self.stop_reason = self.stopping.verdict(sums.votes)
+                self.stop_reason = self.stopping.verdict(found.votes)
                 if self.stop_reason is not None:
                     return
-                loss_sum, counted = loss_sum + sums.loss_sum, counted + sums.tokens
-            losses[name], tokens = loss_sum / max(1, counted), tokens + counted
-        if losses:
-            self.telemetry.evaluation(EvalResult(step=step, losses=losses, tokens=tokens))
+                loss_sum, counted = loss_sum + found.loss_sum, counted + found.tokens
+            sums[name] = loss_sum, counted
+        if sums:
+            self.telemetry.evaluation(evaluation_of(step, sums, self.languages, kind))
 
     def save(self) -> None:
         """Write a checkpoint into the run folder, if there is one; with --async-save, it is written behind.
@@ -212,7 +263,11 @@ class Run:
                 self.consumed_samples,
                 self.model.optimizer.steps,
                 self.tokens,
-                extra={"guard": self.guard.state()},
+                extra={
+                    "guard": self.guard.state(),
+                    "branch": branch_of(self.config.checkpoint),
+                    "data": dict(self.data_record),
+                },
             ),
             {name: p.detach() for name, p in self.model.parameters.items()},
             self.model.optimizer.state(),
@@ -241,7 +296,7 @@ class Run:
     def release(self) -> None:
         """End the data workers, and let another run into the run folder."""
         self.pulse.beat("end")
-        for microbatches in (self.microbatches, *self.validation.values()):
+        for microbatches in (self.microbatches, *self.validation.values(), *self.test.values()):
             microbatches.close()
         if self.lock is not None:
             self.lock.release()

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from megatron_yuan import log
-from megatron_yuan.checkpoint.state import RunState
 from megatron_yuan.config.routing import LOOKS_AHEAD
 from megatron_yuan.config.schema import Config, ModelConfig
-from megatron_yuan.config.spans import NOTHING, Spans, parse_spans
 from megatron_yuan.config.yaml_file import to_yaml
-from megatron_yuan.data.datasets import Sources, build_training_samples, build_validation_samples
-from megatron_yuan.data.fim import FimSamples
+from megatron_yuan.data.datasets import Sources
 from megatron_yuan.data.sample import SampleSource
 from megatron_yuan.data.sampler import Microbatches
-from megatron_yuan.data.tokenizer import Tokenizer
 from megatron_yuan.parallel.topology import Topology
 from megatron_yuan.parallel.watch.start import unwatched
 from megatron_yuan.parallel.watch.watch import Watch
@@ -28,10 +25,18 @@ from megatron_yuan.report.peak import device_peak
 from megatron_yuan.report.run_folder import open_run_folder
 from megatron_yuan.report.telemetry import SilentTelemetry, Telemetry
 from megatron_yuan.report.throughput import Arithmetic
+from megatron_yuan.training.auto_layout import settle_layout
+from megatron_yuan.training.batches import microbatches, training_batches
+from megatron_yuan.training.blend_report import describe_blend
 from megatron_yuan.training.claim import claim_run_folder
 from megatron_yuan.training.origin import find_origin, load_origin
-from megatron_yuan.training.run import Run
+from megatron_yuan.training.outcome import Outcome
+from megatron_yuan.training.preflight import preflight
+from megatron_yuan.training.run import Run, TaskMeasure
+from megatron_yuan.training.run_data import check_skipped, open_run_data
+from megatron_yuan.training.sample_report import describe_samples
 from megatron_yuan.training.setup import build_training_model
+from megatron_yuan.training.start_up import StartUp
 from megatron_yuan.training.stopping import Stopping
 
 
@@ -42,23 +47,38 @@ def start_run(
     remarks: Sequence[str] = (),
     stopping: Stopping | None = None,
     watch: Watch | None = None,
+    outcome: Outcome | None = None,
+    task_measure: TaskMeasure | None = None,
 ) -> Run:
     """Build data and model, load what the config says, and open the run folder. Called by all ranks together."""
     log.configure(topology.rank, topology.world_size)
     for remark in remarks:
         log.logger.info(remark)
+    start_up = StartUp(topology)
+    topology.pulse.beat("preflight")
+    preflight(config, topology, sources)
+    topology.pulse.beat("checks")
     lock = claim_run_folder(config, topology)
+    outcome = outcome or Outcome(config.checkpoint.save, topology.is_main)
+    outcome.claim()
     watch = watch or unwatched()
+    watch.ending.on_end = lambda finding: outcome.record("requeue", finding)
+    config, settled = settle_layout(config, topology)
+    for remark in settled:
+        log.logger.info(remark)
     origin = find_origin(config, topology, sources.tokenizer_sha256)
+    topology.pulse.beat("model")
     model = build_training_model(config, topology)
     topology.pulse.beat("load")
     # Before the data, whose length depends on where the run stands: what is loaded may not be what was found at first.
     origin, loaded = load_origin(origin, model, config, topology, sources.tokenizer_sha256)
     position = origin.position
     topology.pulse.beat("data")
-    samples = _training_samples(config, sources, position)
-    held_out = build_validation_samples(sources, config.data, config.training.seed)
-    if config.training.eval_interval and not held_out:
+    data = open_run_data(config, sources, position, topology)
+    short = check_skipped(config, position, len(data.train))
+    if short is not None:
+        log.logger.info(short)
+    if config.training.eval_interval and not data.validation:
         log.logger.info(
             f"warning: eval-interval is {config.training.eval_interval}, but there is nothing to validate on: no set's "
             "validation part fills a sample"
@@ -67,14 +87,18 @@ def start_run(
         config=config,
         topology=topology,
         model=model,
-        microbatches=_microbatches(
-            samples, config, topology, sources.eod_id, parse_spans("skip_samples", config.guard.skip_samples)
-        ),
+        microbatches=training_batches(config, data.train, sources, topology.dp_rank, topology.dp_size),
         set_names=sources.train_names,
-        validation={name: _microbatches(source, config, topology, sources.eod_id) for name, source in held_out.items()},
+        validation=_held_out(data.validation, config, topology, sources),
+        test=_held_out(data.test, config, topology, sources),
+        languages=sources.languages,
+        task_measure=task_measure,
+        start_up=start_up,
+        data_record=data.record,
         telemetry=SilentTelemetry(),
         stopping=stopping or Stopping(),
         watch=watch,
+        outcome=outcome,
         lock=lock,
         step=position.step,
         consumed_samples=position.consumed_samples,
@@ -83,40 +107,25 @@ def start_run(
     run.guard.restore(position.extra.get("guard", {}))
     run.telemetry = _open_telemetry(run)
     _introduce(run, loaded)
+    if topology.is_main:
+        describe_blend(config, sources, data, position, run.telemetry.message)
+        describe_samples(sources, data.train, run.microbatches.source, run.telemetry.message)
     return run
 
 
-def _training_samples(config: Config, sources: Sources, position: RunState) -> SampleSource:
-    data, training, seed = config.data, config.training, config.training.seed
-    # As many as the whole run has; more where it goes on with smaller batches than it began with. Skipped samples ask
-    # for no more: another number of samples would be another order. Then the last ones come again, without loss.
-    seen = position.consumed_samples - parse_spans("skip_samples", config.guard.skip_samples).count_below(
-        position.consumed_samples
-    )
-    to_come = (training.train_iters - position.step) * (training.global_batch_size or 1)
-    whole = training.train_iters * (training.global_batch_size or 1)
-    samples = build_training_samples(sources, data, max(whole, seen + to_come), seed)
-    if data.fim_rate == 0:
-        return samples
-    assert data.tokenizer_model is not None, "validate_run asks for it"
-    return FimSamples(samples, Tokenizer(data.tokenizer_model), data.fim_rate, data.fim_spm_rate, seed, sources.eod_id)
-
-
-def _microbatches(
-    source: SampleSource, config: Config, topology: Topology, eod_id: int, skipped: Spans = NOTHING
-) -> Microbatches:
-    training = config.training
-    size = training.global_batch_size or training.micro_batch_size
-    return Microbatches(
-        source, config.data, eod_id, training.micro_batch_size, size, topology.dp_rank, topology.dp_size, skipped
-    )
+def _held_out(
+    by_name: Mapping[str, SampleSource], config: Config, topology: Topology, sources: Sources
+) -> dict[str, Microbatches]:
+    place = sources.eod_id, topology.dp_rank, topology.dp_size
+    return {name: microbatches(samples, config, *place) for name, samples in by_name.items()}
 
 
 def _open_telemetry(run: Run) -> Telemetry:
     if not run.topology.is_main:
         return SilentTelemetry()
     config = run.config
-    folder = open_run_folder(config.checkpoint.save, to_yaml(config)) if config.checkpoint.save else None
+    settings = to_yaml(config)
+    folder = open_run_folder(config.checkpoint.save, settings) if config.checkpoint.save else None
     tokenizer = config.data.tokenizer_model
     if folder is not None and tokenizer is not None and Path(tokenizer).resolve() != folder.tokenizer.resolve():
         shutil.copyfile(tokenizer, folder.tokenizer)
@@ -127,7 +136,9 @@ def _open_telemetry(run: Run) -> Telemetry:
         devices=run.topology.world_size,
     )
     steps = config.training.train_iters
-    return Telemetry(config.logging, folder, arithmetic, steps, run.step, asdict(config), run.last_step)
+    # What tells later which samples a step consumed.
+    session = {"samples": run.consumed_samples, "config_sha256": hashlib.sha256(settings.encode()).hexdigest()}
+    return Telemetry(config.logging, folder, arithmetic, steps, run.step, asdict(config), run.last_step, session)
 
 
 def _experts(model: ModelConfig) -> str:

@@ -70,7 +70,7 @@ def run_batch(
     reports = run_microbatches(
         chunks,
         microbatches,
-        _forward_step(config, topology, step, routing_LX, num_sets),
+        forward_step_of(config, topology, step, routing_LX, num_sets),
         num_microbatches,
         (config.training.micro_batch_size, config.data.seq_length),
         forward_only=step is None,
@@ -85,7 +85,10 @@ def run_batch(
     return Sums(loss_sum_D, [int(each) for each in tokens_D], unpack(routing.view_as(routing_LX)), voted.tolist())
 
 
-def _forward_step(config: Config, topology: Topology, step: int | None, routing_LX: Tensor, num_sets: int) -> Callable:
+def forward_step_of(
+    config: Config, topology: Topology, step: int | None, routing_LX: Tensor, num_sets: int
+) -> Callable:
+    """What the schedules call for each microbatch on each chunk; `routing_LX` is added to. Others as in `run_batch`."""
     dtype = torch.bfloat16 if config.optimizer.bf16 else torch.float32
     tally = LoadTally(config.model, topology)
 

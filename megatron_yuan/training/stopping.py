@@ -11,11 +11,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""Of the launcher or the cluster, of the keyboard, of Slurm (--signal=USR1@SECONDS) before its time limit."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
+"""Of the launcher or the cluster, of the keyboard, of Slurm (--signal=USR1@SECONDS) before its time limit, of a
+terminal that is closed, and of the keyboard again."""
 REASONS = (*(each.name for each in SIGNALS), "exit-duration-in-mins")
 _INTERRUPTED = 130  # as shells report a program that SIGINT ended
 
@@ -46,6 +48,8 @@ class Stopping:
 
     def __enter__(self) -> Stopping:
         for each in SIGNALS:
+            if each == signal.SIGHUP and signal.getsignal(each) == signal.SIG_IGN:
+                continue  # nohup: the run is to outlive its terminal
             self._former[each] = signal.signal(each, self._receive)
         return self
 
@@ -63,10 +67,11 @@ class Stopping:
         self._received.append(received)
         if os.environ.get("RANK", "0") == "0":
             again = "; again ends at once" if received == signal.SIGINT else ""
-            # Not through the logger: a handler may run while the main thread holds the logger's lock.
-            os.write(
-                sys.stderr.fileno(), f"{received.name}: stopping after this step, with a checkpoint{again}\n".encode()
-            )
+            words = f"{received.name}: stopping after this step, with a checkpoint{again}\n"
+            # Not through the logger: a handler may run while the main thread holds the logger's lock. And whoever read
+            # stderr may be gone, ended by the same signal.
+            with suppress(OSError):
+                os.write(sys.stderr.fileno(), words.encode())
 
 
 def _second_interrupt_of_torchrun(received: signal.Signals) -> bool:

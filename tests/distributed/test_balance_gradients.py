@@ -107,18 +107,19 @@ def wake_routers(parameters: dict[str, Any]) -> None:
 def oracle(config: Config, replicas: int) -> tuple[dict[str, Tensor], list[float]]:
     """The same by autograd, from the definition."""
     from megatron_yuan.checkpoint.state import RunState
-    from megatron_yuan.data.datasets import open_sources
+    from megatron_yuan.data.datasets import build_training_samples, open_sources
     from megatron_yuan.data.sampler import Microbatches
     from megatron_yuan.model.context import token_context
     from megatron_yuan.model.initialize import initialize
     from megatron_yuan.model.model import YuanModel
     from megatron_yuan.model.moe.routers import Router
     from megatron_yuan.model.randomness import key
-    from megatron_yuan.training.start import _training_samples
+    from megatron_yuan.training.run_data import number_of_samples
 
     config = validate_world(config, replicas)
     model_config, sources = config.model, open_sources(config.data, config.model.vocab_size)
-    samples = _training_samples(config, sources, RunState(0, 0, 0, 0))
+    number = number_of_samples(config, RunState(0, 0))
+    samples = build_training_samples(sources, config.data, number, config.training.seed)
     model = YuanModel(model_config)
     initialize(model, model_config, config.training.seed)
     wake_routers(dict(model.named_parameters()))

@@ -55,6 +55,17 @@ def test_the_first_start_may_name_the_run_folder_to_load_from_and_a_restart_goes
     assert in_a_process(with_values(both, {"exit_interval": 1}), both) == ["1 steps", "2 steps"]
 
 
+@pytest.mark.parametrize("back", [{"ckpt_step": 1}, {"finetune": True}])
+def test_a_restart_of_a_command_that_goes_back_in_its_own_folder_goes_on(config, tmp_path, back):
+    """Else each restart by torchrun would lose what the one before had saved."""
+    folder = str(tmp_path / "run")
+    whole = with_values(config, {"save": folder, "load": folder})
+    goes_back = with_values(whole, back)
+    until_1, until_2 = with_values(whole, {"exit_interval": 1}), with_values(goes_back, {"exit_interval": 2})
+    again = "1 steps" if "ckpt_step" in back else "2 steps"
+    assert in_a_process(until_1, whole, until_2, goes_back) == ["1 steps", "2 steps", again, "1 steps"]
+
+
 def test_a_restart_of_a_finetuning_goes_on_instead_of_beginning_anew(config, trained, tmp_path):
     tuning = with_values(config, {"save": str(tmp_path / "run"), "load": trained, "finetune": True})
     assert in_a_process(with_values(tuning, {"exit_interval": 1}), tuning) == ["1 steps", "2 steps"]

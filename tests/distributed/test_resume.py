@@ -104,3 +104,14 @@ def test_finetuning_takes_the_weights_and_starts_anew(config, halfway, tmp_path)
     assert len(steps) == STEPS
     fresh = run_processes(train, 1, at(config, 1, 1, str(tmp_path / "fresh"), stop=1))[0]
     assert steps[0]["loss"] < fresh[0]["loss"]
+
+
+def test_other_data_under_the_same_name_are_not_gone_on_with(config: Config, tmp_path):
+    prefix = write_indexed(tmp_path / "set", counting_documents(0))
+    mine = replace(config, data=replace(config.data, data_path=(prefix,)))
+    run_processes(train, 1, at(mine, 1, 1, str(tmp_path / "run"), STOP))
+    write_indexed(tmp_path / "set", counting_documents(1))
+    with pytest.raises(AssertionError, match=r"DataError: .*the \w+ of set .* are not those that the run in .*run was"):
+        run_processes(train, 2, at(mine, 1, 1, str(tmp_path / "run")))
+    changed = run_processes(train, 1, at(mine, 1, 1, str(tmp_path / "run"), other_data=True))
+    assert len(changed[0]) == STEPS - STOP

@@ -134,3 +134,54 @@ def test_a_signal_to_one_rank_in_a_save_costs_no_further_step_and_no_second_save
     )
     assert run_processes(asked_in_a_save, 2, config) == [(3, 1, "SIGTERM")] * 2
     assert (status(tmp_path / "run")["state"], status(tmp_path / "run")["step"]) == ("requeue", 3)
+
+
+def test_a_rank_that_is_slow_to_leave_does_not_make_a_finished_run_a_death(tmp_path):
+    """With three ranks, one that left early must not end the watch that the slow one still looks to."""
+    prefix = write_indexed(tmp_path / "set", counting_documents(0))
+    flags = f"""--preset tiny --num-layers 1 --seq-length 32 --data-path {prefix} --eod-id {EOD} --split 1,0,0
+        --train-iters 2 --lr-warmup-iters 0 --micro-batch-size 1 --global-batch-size 3 --peak-tflops 1
+        --save {tmp_path / "run"}"""
+    launcher = f"-m torch.distributed.run --nproc-per-node 3 --master-port {free_port()}"
+    slow = Path(__file__).with_name("slow_release.py")
+    done = subprocess.run(
+        [sys.executable, *launcher.split(), str(slow), str(ENTRY), *flags.split()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0 and "is dead" not in done.stdout + done.stderr, done.stdout + done.stderr
+    assert status(tmp_path / "run")["state"] == "done"
+
+
+def test_a_reader_that_goes_away_costs_lines_and_not_the_run(flags, tmp_path):
+    """As `| head`, or a `tee` that the same Ctrl-C ends."""
+    run = tmp_path / "run"
+    alone = [sys.executable, str(ENTRY), *flags, "--exit-interval", "200"]
+    process = subprocess.Popen(alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        deadline = time.monotonic() + 120
+        while steps(run) < 20 and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    stopped = status(run)
+    assert (stopped["state"], stopped["reason"]) == ("requeue", "SIGHUP")
+    assert (run / "checkpoints" / f"iter_{stopped['step']:07d}").is_dir()
+
+
+def test_each_session_with_an_exit_interval_goes_on_to_the_next_multiple(flags, tmp_path):
+    run = tmp_path / "run"
+    limited = [sys.executable, str(ENTRY), *flags, "--train-iters", "5", "--exit-interval", "2"]
+    ends = []
+    for _ in range(3):
+        subprocess.run(limited, check=True, capture_output=True, timeout=120)
+        ends.append((status(run)["step"], status(run)["state"]))
+    assert ends == [(2, "requeue"), (4, "requeue"), (5, "done")]

@@ -98,7 +98,12 @@ def test_data_and_index_of_different_lengths_are_named(tmp_path):
 
 def test_an_id_outside_the_vocabulary_is_named(tmp_path):
     prefix = write_indexed(tmp_path / "a", [*counting_documents(0), np.array([65000, EOD])])
-    message = refusal(tmp_path, "--data-path", prefix, "--eod-id", "1", "--vocab-size", "300")
+    # Read in full, by one process for all, so not before they have met.
+    flags = ["--preset", "tiny", "--data-path", prefix, "--eod-id", "1", "--vocab-size", "300"]
+    run = subprocess.run([sys.executable, PROGRAM, *flags], capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 2, run.stderr
+    message = run.stderr[run.stderr.index("error: ") :]
+    assert "Traceback" not in run.stderr and len(message.splitlines()) <= 2
     assert f"data_path {prefix}" in message and "id 65000" in message and "vocabulary has 300" in message
 
 

@@ -91,15 +91,19 @@ class _OneByOne(torch.autograd.Function):
         y_RH = torch.empty_like(x_RH)
         rows = (each.split(counts) for each in (x_RH, p_R, h_R2F, y_RH))
         for x, p, h, y, w1, w2 in zip(*rows, gate_up, down, strict=True):
+            if not len(x):
+                continue  # in decoding, most experts
             torch.mm(x, w1.t(), out=h)
             torch.mm(activation(h, p), w2.t(), out=y)
-        ctx.counts = counts
-        ctx.save_for_backward(x_RH, h_R2F, p_R, gate_up, down)
+        # Weights go as they are: torch's checkpoint detaches what is saved, and a detached weight has no sum to add to.
+        ctx.counts, ctx.weights = counts, (gate_up, down)
+        ctx.save_for_backward(x_RH, h_R2F, p_R)
         return y_RH
 
     @staticmethod
     def backward(ctx, grad_RH: Tensor) -> tuple[Tensor | None, ...]:
-        x_RH, h_R2F, p_R, gate_up, down = ctx.saved_tensors
+        x_RH, h_R2F, p_R = ctx.saved_tensors
+        gate_up, down = ctx.weights
         grad_x, grad_p = torch.empty_like(x_RH), torch.empty_like(p_R)
         grad_gate_up, grad_down = WeightGradient(gate_up), WeightGradient(down)
         rows = (each.split(ctx.counts) for each in (grad_RH, x_RH, h_R2F, p_R, grad_x, grad_p))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -32,10 +32,12 @@ class Pulse:
         self.step: int | None = None
         self.during = ""
         """Before the name of a phase that several things go through, such as 'validation '."""
+        self.listener: Callable[[Position], None] | None = None
+        """Told of every beat, in the training thread: what records a trace."""
 
     def beat(self, phase: str, microbatch: int | None = None, waits: bool = False) -> None:
         """Say that `phase` begins, or that it goes on; less than a microsecond."""
-        self.position = Position(self.step, phase, microbatch, waits)
+        self._tell(Position(self.step, phase, microbatch, waits))
 
     def enter_step(self, step: int, during: str = "") -> None:
         """Say that the step `step` begins, or something `during` it."""
@@ -46,6 +48,11 @@ class Pulse:
     def waiting(self, what: str) -> Iterator[None]:
         """Around a collective: whoever is in here waits for others. An error leaves the position as it was in it."""
         before = self.position
-        self.position = Position(self.step, f"{before.phase} ({what})", before.microbatch, True)
+        self._tell(Position(self.step, f"{before.phase} ({what})", before.microbatch, True))
         yield
-        self.position = before._replace()
+        self._tell(before._replace())
+
+    def _tell(self, position: Position) -> None:
+        self.position = position
+        if self.listener is not None:
+            self.listener(position)

@@ -62,7 +62,8 @@ class _Pass:
         pulse.beat(pulse.during + _PASSES[self.name], self.beats.next_microbatch(self.name))
 
     def stop(self, barrier: bool = False) -> None:
-        pass
+        pulse = self.beats.pulse
+        pulse.beat(f"{pulse.during}schedule", pulse.position.microbatch)
 
 
 class _Wait:
@@ -73,4 +74,4 @@ class _Wait:
         self.pulse.beat(self.pulse.during + self.phase, self.pulse.position.microbatch, waits=True)
 
     def stop(self, barrier: bool = False) -> None:
-        self.pulse.beat(self.pulse.during + self.phase, self.pulse.position.microbatch)
+        self.pulse.beat(f"{self.pulse.during}schedule", self.pulse.position.microbatch)

@@ -55,8 +55,11 @@ class Finding:
     """Ranks that cannot end by themselves."""
 
 
-def judge_life(standings: Sequence[Standing], liveness_seconds: float) -> Finding | None:
-    """Who among `standings`, which may be of some ranks alone, is dead, frozen or has failed. 0: silence is allowed."""
+def judge_life(standings: Sequence[Standing], liveness_seconds: float, start_seconds: float = 0) -> Finding | None:
+    """Who among `standings`, which may be of some ranks alone, is dead, frozen or has failed. 0: silence is allowed.
+
+    `start_seconds`: of silence, until any rank has come to its first step.
+    """
     here = _here(standings)
     dead = [s for s in standings if s.farewell is None and s.gone]
     if dead:
@@ -66,10 +69,11 @@ def judge_life(standings: Sequence[Standing], liveness_seconds: float) -> Findin
     if failed and (here or trouble):
         first = max(failed, key=lambda s: s.parted)
         return Finding(f"{first} ended by an error in {first.position}: {first.reason}")
-    # Before the first step, a rank that builds an index of its data in an extension may be silent for long. Once any
+    # Before the first step, a rank that is busy in an extension, as with its data, may be silent for long. Once any
     # rank is in a step, all are past that; one that froze within a heartbeat of it was last heard of before.
     begun = any(s.position.step is not None for s in standings)
-    silent = [s for s in here if liveness_seconds and (begun or trouble) and s.silent > liveness_seconds]
+    limit = liveness_seconds and (liveness_seconds if begun or trouble else max(start_seconds, liveness_seconds))
+    silent = [s for s in here if limit and (begun or trouble or start_seconds) and s.silent > limit]
     if silent:
         first = max(silent, key=lambda s: s.silent)
         return Finding(

@@ -192,6 +192,8 @@ class Watch:
                 self._book.part(rank, farewell, reason, now)
             elif "finding" in message:
                 self._finding = Finding(message["finding"], tuple(message["frozen"]))
+            elif "closing" in message and self._rank == 0:
+                self._book.part(rank, "done", "", now)  # others are still at work, and look to this rank
             elif "closing" in message:
                 return False
         return True
@@ -199,5 +201,6 @@ class Watch:
     def _judge(self, now: float) -> Finding | None:
         standings = self._book.standings(now)
         if self._rank != 0:
-            return judge_life(standings, self._limits.liveness)
-        return judge_life(standings, self._limits.liveness) or judge_pace(standings, self._limits.hang)
+            return judge_life(standings, self._limits.liveness, self._limits.hang)
+        life = judge_life(standings, self._limits.liveness, self._limits.hang)
+        return life or judge_pace(standings, self._limits.hang)

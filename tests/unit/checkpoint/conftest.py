@@ -55,7 +55,7 @@ class ThreadRanks:
     meeting: threading.Barrier
     table: list[Any]
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Any, beats: bool = True) -> list[Any]:
         self.table[self.rank] = value
         self.meeting.wait()
         gathered = list(self.table)

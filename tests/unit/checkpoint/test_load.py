@@ -60,6 +60,11 @@ def test_a_run_folder_its_checkpoints_and_one_checkpoint_all_open(saved: Path) -
     assert not is_checkpoint(saved.parent) and not is_checkpoint(saved / "absent")
 
 
+def test_a_link_to_a_checkpoint_opens(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(saved / CHECKPOINT)
+    assert open_checkpoint(tmp_path / "link").run_state.step == 100
+
+
 def test_a_step_is_chosen_by_number_else_by_latest_else_the_newest(saved: Path) -> None:
     save_from(saved, 1, 1, step=200)
     assert open_checkpoint(saved).run_state.step == 200
@@ -71,6 +76,8 @@ def test_a_step_is_chosen_by_number_else_by_latest_else_the_newest(saved: Path) 
         if remove:
             (saved / "checkpoints" / "latest").unlink()
         assert open_checkpoint(saved).run_state.step == 200
+    (saved / "checkpoints" / "latest").write_text("")
+    assert open_checkpoint(saved).run_state.step == 200
     with pytest.raises(CheckpointError, match="no checkpoint of --ckpt-step 150; it has 100, 200"):
         open_checkpoint(saved, ckpt_step=150)
     with pytest.raises(CheckpointError, match="of step 100, not of --ckpt-step 200"):

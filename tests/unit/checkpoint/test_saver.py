@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import resource
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -229,3 +231,39 @@ def test_a_run_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         (tmp_path / "locked").mkdir(mode=0o500)
         with pytest.raises(CheckpointError, match="Permission denied"):
             make_saver(tmp_path / "locked").save(RunState(1, 0), held.weights, held.optimizer)
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_disk_that_hangs_gives_no_beat_and_a_slow_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    monkeypatch.setattr("megatron_yuan.checkpoint.behind._ROUND", 0.02)
+    genuine = store.write_tensors
+
+    def write(path: Path, *args: Any, count: store.Count | None = None, **options: Any) -> Any:
+        if path.parts[-2:] == ("model", "layers.0003.safetensors"):  # of the second stage
+            assert count is not None
+            for _ in range(20):
+                time.sleep(0.05)
+                if not hangs:
+                    count(1)
+        return genuine(path, *args, count=count, **options)
+
+    monkeypatch.setattr(store, "write_tensors", write)
+    beats: list[list[tuple[float, bool]]] = [[], []]
+
+    def save(ranks: Any) -> None:
+        def beat(phase: str, *, waits: bool) -> None:
+            assert phase == "save"
+            beats[ranks.rank].append((time.monotonic(), waits))
+
+        held = make_tensors(ranks.pp_rank, 2)
+        with make_saver(tmp_path, ranks, background=False, beat=beat) as saver:
+            saver.save(RunState(100, 0), held.weights, held.optimizer)
+
+    assert run_ranks(2, 1, save) == [None, None]
+    waiting, writing = beats
+    pauses = [later - earlier for (earlier, _), (later, _) in itertools.pairwise(writing)]
+    assert (max(pauses) > 0.8) == hangs
+    assert waiting[-1][1], "the one that is done waits for the other"
+    assert not any(waits for _, waits in writing[:-1])

@@ -153,6 +153,8 @@ def test_a_path_from_home_is_written_out() -> None:
         ("data_path: [a, null]\n", "data_path is .*must be a list of texts"),
         ("seed: " + "9" * 5000 + "\n", "is not YAML"),
         ("[" * 5000, "is not YAML"),
+        ("a: !!bool foo\n", "does not fit its tag"),
+        ("a: !!timestamp foo\n", "does not fit its tag"),
     ],
 )
 def test_yaml_that_would_be_misread_is_refused(text: str, says: str) -> None:

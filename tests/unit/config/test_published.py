@@ -74,6 +74,7 @@ def test_the_published_fine_tuning_flags_keep_their_meaning() -> None:
     assert (config.model.rotary_base, config.data.seq_length) == (40_890.0, 16_384)
     assert (config.optimizer.lr_decay_style, config.optimizer.lr) == ("constant", 8e-5)
     assert config.checkpoint.finetune  # --train-reset
+    assert config.data.sft and config.data.fim_rate == 0
     assert (config.parallel.recompute_granularity, config.parallel.recompute_num_layers) == ("full", None)  # uniform
 
 
@@ -86,6 +87,8 @@ def test_each_published_flag_is_accepted_or_refused_in_one_sentence() -> None:
         context = ["--preset", "yuan2-m32"]
         if flag[0] == "--train-reset":
             context += ["--load", "run"]
+        if flag[0] == "--sft-stage":
+            context += ["--fim-rate", "0"]
         if flag[0] in ("--seq-length", "--max-position-embeddings"):
             context += ["--max-position-embeddings", "16384"]
         if flag[0] == "--train-iters":
@@ -153,7 +156,6 @@ def test_a_flag_of_another_name_reaches_its_setting(argv: str, setting: str, val
         ("--tensor-model-parallel-size 2", "only 1 is accepted.*--pipeline-model-parallel-size"),
         ("--use-distributed-optimizer", "not sharded"),
         ("--nproc_per_node 8", "torchrun"),
-        ("--sft-stage", "drop the flag"),
         ("--fp16", "--bf16"),
         ("--norm-dtype LayerNorm", "only RMSNorm"),
         ("--lf-conv2d-num-pad 0", "only 1"),

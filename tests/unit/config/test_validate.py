@@ -6,7 +6,7 @@ import pytest
 
 from megatron_yuan.config.fields import with_values
 from megatron_yuan.config.schema import Config
-from megatron_yuan.config.validate import RANGES, validate, validate_run, validate_world
+from megatron_yuan.config.validate import RANGES, validate, validate_model, validate_run, validate_world
 from megatron_yuan.errors import ConfigError, ParallelError
 
 
@@ -50,6 +50,15 @@ def test_a_number_out_of_its_range_is_refused_by_name(name: str) -> None:
     for value in (-1, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match=name.replace("_", "-")):
             validate(config(**{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_layers", 10**9), ("hidden_size", -32), ("vocab_size", 10**13), ("moe_router_topk", 99)]
+)
+def test_a_model_that_a_file_describes_is_held_to_the_same_rules(name: str, value: int) -> None:
+    described = with_values(Config(), {name: value})
+    with pytest.raises(ConfigError, match=f"^config.yaml of X: {name.replace('_', '-')}"):
+        validate_model(described.model, "config.yaml of X")
 
 
 def test_world_size_must_be_a_multiple_of_the_stages() -> None:

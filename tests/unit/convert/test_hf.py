@@ -199,7 +199,7 @@ def spoil_a_number(tensors: Tensors, keys: dict[str, Any]) -> None:
         (use_another_activation, "hidden_act is 'gelu'"),
         (drop_a_key, "has no moe_top_k"),
         (choose_more_than_there_are, "moe-router-topk 4 is more than num-experts 3"),
-        (claim_a_billion_layers, "num_hidden_layers 1000000000 x moe_num_experts 3 are more experts"),
+        (claim_a_billion_layers, "num-layers is 1000000000, but must be at most 10000"),
         (spoil_a_number, "hidden_size is '24'"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",

@@ -127,6 +127,30 @@ def test_code_in_a_pickle_is_refused_by_name_and_never_run(legacy, tmp_path):
         assert not (tmp_path / "boom").exists() and not (tmp_path / "run").exists()
 
 
+def retype(model, change):
+    encoder = model["language_model"]["encoder"]
+    encoder["layers.0.post_attention_layernorm.weight"] = change(encoder["layers.0.post_attention_layernorm.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("hidden_size", 16.5, "must be a whole number"),
+        ("num_layers", 10**9, "must be at most 10000"),
+        ("hidden_size", 10**18, "below 2\\^31"),
+        ("hidden_size", float("nan"), "must be a whole number"),
+    ],
+)
+def test_an_absurd_argument_is_refused_before_a_model_is_counted(legacy, tmp_path, name, value, says):
+    path = legacy / "iter_0000012" / "mp_rank_00_000" / FILE
+    content = torch.load(path, weights_only=False)
+    setattr(content["args"], name, value)
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=says):
+        import_legacy(legacy, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
@@ -137,6 +161,10 @@ def test_code_in_a_pickle_is_refused_by_name_and_never_run(legacy, tmp_path):
             "should be",
         ),
         (lambda m: m["word_embeddings_for_head"].update(weight=torch.zeros(40, 16)), "unlike the embedding"),
+        (lambda m: retype(m, lambda tensor: tensor.to(torch.float8_e4m3fn)), "no type of weights"),
+        (lambda m: retype(m, lambda tensor: tensor.to("meta")), "no type of weights"),
+        (lambda m: retype(m, lambda tensor: torch.zeros(1).expand(16)), "not in row-major order"),
+        (lambda m: m.update(itself=m), "too deep"),
     ],
 )
 def test_every_tensor_is_accounted_for(legacy, tmp_path, edit, says):

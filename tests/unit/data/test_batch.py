@@ -60,3 +60,12 @@ def test_a_samples_own_mask_marks_labels():
 def test_to_the_device_it_is_on_is_the_same():
     batch = make_batch(ROWS, [0, 1], EOD)
     assert batch.to(torch.device("cpu")) is batch
+
+
+def test_documents_may_begin_where_no_eod_goes_before():
+    begins = torch.zeros(ROWS.shape, dtype=torch.bool)
+    begins[0, 3] = True
+    batch = make_batch(ROWS, [0, 1], EOD, reset_attention_mask=True, begins_BS1=begins)
+    assert batch.document_start is not None
+    assert batch.document_start.tolist() == [[0, 0, 2, 3, 3, 5], [0, 1, 2, 2, 2, 2]]
+    assert not begins[0, 2], "what was given is not written into"

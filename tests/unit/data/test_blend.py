@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_yuan.data.blend import HEADER_BYTES, check_token_ids, open_source, parse_blend
+from megatron_yuan.data.blend import parse_blend
+from megatron_yuan.data.index_file import HEADER_BYTES
 from megatron_yuan.errors import DataError
 from tests.indexed_data import counting_documents, write_indexed
 
@@ -126,30 +127,3 @@ def test_a_file_of_another_kind_is_no_index(pair):
 def test_a_pair_without_tokens_is_refused(tmp_path):
     with pytest.raises(DataError, match="holds no tokens"):
         parse_blend("data_path", [write_indexed(tmp_path / "none", [])])
-
-
-def test_an_id_outside_the_vocabulary_is_named_with_its_place(tmp_path):
-    source = open_source("data_path", write_indexed(tmp_path / "a", [np.array([1, 2, 3]), np.array([4, 300, 2])]), 1.0)
-    check_token_ids("data_path", source, 301)
-    with pytest.raises(DataError, match=r"/a: token 4 is id 300, but the vocabulary has 300 \(--vocab-size\)"):
-        check_token_ids("data_path", source, 300)
-
-
-def test_a_negative_id_is_outside_the_vocabulary(tmp_path):
-    source = open_source("data_path", write_indexed(tmp_path / "a", [np.array([1, -7])], np.int32), 1.0)
-    with pytest.raises(DataError, match="token 1 is id -7"):
-        check_token_ids("data_path", source, 300)
-
-
-def test_ids_are_looked_at_to_the_last(tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_yuan.data.blend.SCAN_TOKENS", 7)
-    source = open_source("data_path", write_indexed(tmp_path / "a", [np.array([5] * 29 + [99])]), 1.0)
-    with pytest.raises(DataError, match="token 29 is id 99"):
-        check_token_ids("data_path", source, 99)
-
-
-def test_the_fingerprint_changes_when_the_pair_is_made_anew(pair):
-    before = open_source("data_path", pair, 1.0)
-    assert open_source("data_path", pair, 1.0).fingerprint == before.fingerprint
-    write_indexed(Path(pair), counting_documents(3, 20))
-    assert open_source("data_path", pair, 1.0).fingerprint != before.fingerprint

@@ -69,15 +69,7 @@ def test_a_sequence_longer_than_the_training_part_is_refused(pair):
         open_sources(config(pair, seq_length=1_000_000), VOCAB)
 
 
-def test_an_id_outside_the_vocabulary_is_refused(pair):
-    with pytest.raises(DataError, match=r"zh_text_document: token \d+ is id 2\d\d, but the vocabulary has 200"):
-        open_sources(config(pair), 200)
-
-
-def test_sets_that_validate_are_checked_too(pair, tmp_path):
-    large = write_indexed(tmp_path / "large", [np.array([5, 999, EOD])])
-    with pytest.raises(DataError, match=r"/large: token 1 is id 999"):
-        open_sources(config(pair, valid_data_path=(large,)), VOCAB)
+def test_sets_that_validate_are_checked_too(pair):
     with pytest.raises(DataError, match="valid_data_path /nowhere"):
         open_sources(config(pair, valid_data_path=("/nowhere",)), VOCAB)
 
@@ -120,7 +112,7 @@ def test_sets_of_different_tokenizers_are_not_blended(preprocessed, corpus, tmp_
 
 
 def test_an_end_of_document_unlike_the_tokenizers_is_refused(preprocessed):
-    with pytest.raises(DataError, match=r"eod_id is 77, but the data's tokenizer"):
+    with pytest.raises(DataError, match=r"eod_id is 77, but in .* a document ends with"):
         open_sources(config(preprocessed, eod_id=77), 400)
 
 
@@ -136,18 +128,6 @@ def test_data_cut_after_it_was_made_is_refused(preprocessed):
         open_sources(config(preprocessed, eod_id=None), 400)
 
 
-def test_ids_that_changed_behind_an_old_passport_are_looked_at(preprocessed):
-    sources = open_sources(config(preprocessed, eod_id=None), 400)
-    ids = np.memmap(preprocessed + ".bin", np.uint16, "r+")
-    ids[7] = 999
-    ids.flush()
-    made = os.stat(preprocessed + ".json").st_mtime_ns
-    os.utime(preprocessed + ".bin", ns=(made + 1, made + 1))
-    with pytest.raises(DataError, match=r"made_text_document: token 7 is id 999, but the vocabulary has 400"):
-        open_sources(config(preprocessed, eod_id=None), 400)
-    assert sources.train[0].tokens == len(ids)
-
-
 # What is built.
 
 
@@ -156,7 +136,7 @@ def test_every_sample_has_one_token_more_than_the_sequence(world, pair):
     samples = build_training_samples(open_sources(settings, VOCAB), settings, 500, seed=1)
     assert len(samples) >= 500
     for i in (0, 1, 250, 499):
-        tokens, mask, _ = samples[i]
+        tokens, mask, *_ = samples[i]
         assert tokens.shape == (LENGTH + 1,) and tokens.dtype == np.int64 and mask is None
 
 

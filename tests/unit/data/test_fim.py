@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sentencepiece import SentencePieceProcessor
 
 from megatron_yuan.config.schema import DataConfig
 from megatron_yuan.data.fim import MARKS, FimSamples, split_documents
+from megatron_yuan.data.fim_figures import FimFigures
 from megatron_yuan.data.sample import Sample
 from megatron_yuan.data.sampler import Microbatches
 from megatron_yuan.data.tokenizer import Tokenizer
@@ -62,6 +64,67 @@ def test_undone_it_gives_the_text_it_was_made_of(tokenizer: Tokenizer, spm_rate:
         assert text in originals(found, tokenizer)
 
 
+def segments(tokenizer: Tokenizer, seed: int, number: int) -> list[list[int]]:
+    """Random ids: of texts, and, as no encoder makes them, of pieces at random (no marks, no <eod>)."""
+    random = np.random.default_rng(seed)
+    barred = {tokenizer.eod_id, *(tokenizer.special_ids[mark] for mark in MARKS)}
+    usable = [i for i in range(tokenizer.vocab_size) if i not in barred]
+    odd = [random.choice(usable, random.integers(1, 40)).tolist() for _ in range(number // 2)]
+    return [*map(tokenizer.encode, make_texts(seed, number - len(odd))), *odd]
+
+
+@pytest.mark.parametrize("spm_rate", [0.0, 1.0, 0.5])
+def test_cut_between_tokens_undone_it_gives_the_ids_it_was_made_of(tokenizer: Tokenizer, spm_rate: float) -> None:
+    given = segments(tokenizer, 11, 200)
+    rows = Rows([[tokenizer.eod_id, *ids, tokenizer.eod_id, 5, 5, 5, 5] for ids in given])
+    samples = FimSamples(rows, tokenizer, 1.0, spm_rate, seed=5, cut="token")
+    for i, ids in enumerate(given):
+        (found,) = documents(samples[i].tokens, tokenizer.eod_id)
+        prefix, suffix, middle = (found.index(tokenizer.special_ids[mark]) for mark in MARKS)
+        parts = found[prefix + 1 : suffix], found[middle + 1 :], found[suffix + 1 : middle]
+        assert ids == [each for part in parts for each in part]
+        assert len(found) == len(ids) + 3
+
+
+def test_text_that_would_not_come_back_is_left_alone_and_counted(tokenizer: Tokenizer) -> None:
+    class Lossy(Tokenizer):
+        def encode(self, text: str) -> list[int]:
+            return super().encode(text.replace("cat", "dog"))
+
+    row = framed(tokenizer, ["a cat reads", "the long night"], 20)
+    sample, figures = FimSamples(Rows([row]), Lossy(tokenizer.path), 1.0, 0.5, seed=2).rearranged(0)
+    assert figures.impossible == figures.rearranged == 1
+    assert sample.tokens[: len(tokenizer.encode("a cat reads")) + 2].tolist() == framed(tokenizer, ["a cat reads"])
+
+
+def test_only_the_sets_it_is_for_are_rearranged(tokenizer: Tokenizer) -> None:
+    class Sets(Rows):
+        def __getitem__(self, index: int) -> Sample:
+            return super().__getitem__(index)._replace(set_id=index % 3)
+
+    row = framed(tokenizer, make_texts(0, 5), 60)
+    samples = FimSamples(Sets([row] * 6), tokenizer, 1.0, 0.5, seed=2, sets=[1])
+    assert [samples[i].tokens.tolist() == row for i in range(6)] == [True, False, True] * 2
+    assert [samples[i].set_id for i in range(6)] == [0, 1, 2] * 2
+
+
+def test_the_figures_are_what_a_count_of_the_samples_gives(tokenizer: Tokenizer) -> None:
+    rows = [framed(tokenizer, make_texts(i, 9)) for i in range(30)]
+    size = min(map(len, rows))
+    samples = FimSamples(Rows([row[:size] for row in rows]), tokenizer, 0.6, 0.5, seed=4)
+    total, padding, padded = FimFigures(), 0, 0
+    for i in range(30):
+        sample, figures = samples.rearranged(i)
+        total += figures
+        padding += 0 if sample.loss_mask is None else int((sample.loss_mask == 0).sum())
+        padded += sample.loss_mask is not None
+        same = sample.tokens.tolist() == rows[i][:size]
+        assert same == (figures.rearranged == 0)
+    assert (total.samples, total.tokens, total.padding, total.padded) == (30, 30 * size, padding, padded)
+    assert 0 < total.rearranged < total.whole < total.segments and total.tokens_lost > 0
+    assert f"{total.segments} segments rearranged" in str(total) and "truncated" in str(total)
+
+
 def test_rate_0_changes_nothing_and_rate_1_every_whole_document(tokenizer: Tokenizer) -> None:
     row = framed(tokenizer, make_texts(0, 20), 200)
     assert FimSamples(Rows([row]), tokenizer, 0.0, 0.5, 1)[0][0].tolist() == row
@@ -83,7 +146,7 @@ def test_the_rates_are_kept(tokenizer: Tokenizer) -> None:
 def test_documents_cut_by_the_samples_edge_stay_as_they_are(tokenizer: Tokenizer) -> None:
     first, whole, last = (tokenizer.encode(text) for text in ("a cat reads", "the long night", "book by book"))
     eod = tokenizer.eod_id
-    tokens, _, _ = FimSamples(Rows([[*first, eod, *whole, eod, *last]]), tokenizer, 1.0, 0.5, seed=2)[0]
+    tokens, *_ = FimSamples(Rows([[*first, eod, *whole, eod, *last]]), tokenizer, 1.0, 0.5, seed=2)[0]
     assert tokens[: len(first) + 1].tolist() == [*first, eod]
     assert tokens[len(first) + 1] == tokenizer.special_ids["<FIM_PREFIX>"]
     only_edges = [*first, eod, *last]
@@ -104,7 +167,7 @@ def test_a_sample_keeps_its_length_and_padding_has_no_loss(tokenizer: Tokenizer)
     rows = [framed(tokenizer, make_texts(i, 4)) for i in range(20)]
     samples = FimSamples(Rows(rows), tokenizer, 1.0, 0.5, 3)
     for i, row in enumerate(rows):
-        tokens, mask, _ = samples[i]
+        tokens, mask = samples[i][:2]
         assert tokens.shape == (len(row),) and tokens.dtype == np.int64
         assert mask is None or (mask == (tokens != tokenizer.pad_id)).all()
 
@@ -113,7 +176,7 @@ def test_a_shorter_sample_is_padded_at_the_right_and_the_batch_masks_it(tokenize
     # These ids spell "cat" letter by letter, as no encoder would: put into text and back they are fewer.
     letters = [tokenizer.special_ids["<eod>"], *(_byte(tokenizer, b) for b in b"the cat reads " * 8), tokenizer.eod_id]
     source = FimSamples(Rows([letters]), tokenizer, 1.0, 0.5, 3)
-    tokens, mask, _ = source[0]
+    tokens, mask = source[0][:2]
     real = int(np.flatnonzero(tokens == tokenizer.eod_id)[-1]) + 1
     assert real < len(letters) and mask is not None
     assert (tokens[real:] == tokenizer.pad_id).all()
@@ -123,7 +186,7 @@ def test_a_shorter_sample_is_padded_at_the_right_and_the_batch_masks_it(tokenize
 
 
 def _byte(tokenizer: Tokenizer, value: int) -> int:
-    return tokenizer._model.piece_to_id(f"<0x{value:02X}>")
+    return SentencePieceProcessor(model_file=str(tokenizer.path)).piece_to_id(f"<0x{value:02X}>")
 
 
 def test_ids_that_are_no_text_stay_as_they_are(tokenizer: Tokenizer) -> None:

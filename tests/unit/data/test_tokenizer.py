@@ -116,3 +116,15 @@ def test_a_file_of_another_kind_is_refused(tmp_path, content):
 
 def test_the_end_of_a_document_is_named_eod(tokenizer):
     assert tokenizer.special_ids[EOD] == tokenizer.eod_id
+
+
+def test_a_model_without_an_end_of_document_is_refused(tokenizer, tmp_path):
+    (tmp_path / "a.model").write_bytes(tokenizer.path.read_bytes().replace(b"<eod>", b"<eos>"))
+    with pytest.raises(DataError, match=r"a\.model has no piece <eod>.*tools/train_tokenizer"):
+        Tokenizer(tmp_path / "a.model")
+
+
+def test_a_model_whose_pieces_are_no_text_is_refused(tokenizer, tmp_path):
+    (tmp_path / "a.model").write_bytes(tokenizer.path.read_bytes().replace("龘".encode(), b"\xff\xff\xff"))
+    with pytest.raises(DataError, match=r"a\.model is not a SentencePiece model"):
+        Tokenizer(tmp_path / "a.model")

@@ -58,6 +58,16 @@ def test_a_differing_step_and_a_missing_one_are_named(run: Path, other: Path) ->
     assert differences(other, run) == ["steps without a line in metrics.jsonl: [2]"]
 
 
+def test_steps_trained_on_weights_known_to_be_wrong_count_for_nothing_once_they_are_left_behind(
+    run: Path, other: Path
+) -> None:
+    lines = [("step", 1, 1), ("step", 2, 9), ("start", 1, None), ("step", 2, 2), ("step", 3, 3)]
+    text = [json.dumps({"kind": kind, "step": step, "loss": loss}, separators=(",", ":")) for kind, step, loss in lines]
+    (other / "metrics.jsonl").write_text("\n".join(text) + "\n")
+    assert differences(other, run, poisoned=True) == []
+    assert [each.partition(":")[0] for each in differences(other, run)] == ["step 2"]
+
+
 def test_damage_is_seen_by_the_manifest(run: Path) -> None:
     checkpoint = run / "checkpoints" / "iter_0000003"
     assert faults_of(checkpoint) == []

@@ -135,3 +135,17 @@ def test_without_a_tokenizer_the_flag_is_named(
     (folder / "tokenizer.model").unlink()
     assert run_tool(monkeypatch, "generate.py", "--load", folder, "--prompt", "one") == 2
     assert "--tokenizer-model" in capsys.readouterr().err
+
+
+def test_several_prompts_are_a_batch_with_stop_strings_and_log_probabilities(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ["--prompt", "one two", "--prompt", "从前", "--max-new-tokens", 4, "--device", "cpu"]
+    assert run_tool(monkeypatch, "generate.py", "--load", folder, *both, "--logprobs", "--show-experts") == 0
+    text = capsys.readouterr().out
+    assert "one two => " in text and "从前 => " in text and text.count("experts of each token") == 2
+    answer = text.split("one two => ")[1].split("\n")[0]
+    assert run_tool(monkeypatch, "generate.py", "--load", folder, *both, "--stop", answer[1:3]) == 0
+    assert f"one two => {answer[: answer.find(answer[1:3])]}\n" in capsys.readouterr().out
+    code = run_tool(monkeypatch, "generate.py", "--load", folder, *both, "--pipeline-model-parallel-size", 2)
+    assert code == 2 and "there are 1 processes" in capsys.readouterr().err

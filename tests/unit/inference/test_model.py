@@ -18,6 +18,7 @@ from megatron_yuan.convert.hf import import_hf
 from megatron_yuan.errors import CheckpointError, ConfigError, DataError
 from megatron_yuan.inference import decoding
 from megatron_yuan.inference.model import LanguageModel
+from megatron_yuan.model.attention import attend_to_past
 from megatron_yuan.model.initialize import initialize
 from tests.reference import yuan
 from tests.reference.published_layout import config_json, published, write_folder
@@ -204,3 +205,13 @@ def test_what_cannot_be_loaded_is_said(folder: Path, tmp_path: Path) -> None:
         megatron_yuan.load(folder, dtype="int8")
     with pytest.raises(ConfigError, match="device is 'warp'"):
         megatron_yuan.load(folder, device="warp")
+
+
+@pytest.mark.parametrize("firsts", [None, [0, 5, 16]])
+def test_one_token_row_by_row_attends_as_the_whole_kernel_does(firsts: list[int] | None) -> None:
+    q, k, v = (torch.randn(3, 2, n, 8).bfloat16() for n in (1, 17, 17))
+    first_B = None if firsts is None else torch.tensor(firsts)
+    found = attend_to_past(q, k, v, 16, first_B)
+    visible = None if first_B is None else torch.arange(17) >= first_B.view(-1, 1, 1, 1)
+    expected = torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=visible)
+    torch.testing.assert_close(found.float(), expected, atol=1e-2, rtol=1e-2)

@@ -12,7 +12,7 @@ from megatron_yuan.model import loss
 from megatron_yuan.model.context import token_context
 from megatron_yuan.model.layer import YuanLayer
 from megatron_yuan.planning import memory
-from megatron_yuan.planning.memory import in_flight, layer_activation_bytes, plan_memory
+from megatron_yuan.planning.memory import layer_activation_bytes, plan_memory
 
 M32 = PRESETS["yuan2-m32"]
 SMALL = with_values(
@@ -58,11 +58,11 @@ def test_float32_needs_sixteen_bytes_a_parameter() -> None:
 
 
 def test_earlier_stages_keep_more_microbatches() -> None:
-    assert [in_flight(s, 4, 1, 8).total() for s in range(4)] == [4, 3, 2, 1]
-    assert [in_flight(s, 4, 1, 2).total() for s in range(4)] == [2, 2, 2, 1]
-    # Interleaved, 2 stages x 2 chunks: the first keeps 2 + 2 x 1 + 1 chunk passes, the last 2 + 1.
-    assert [dict(in_flight(s, 2, 2, 8)) for s in range(2)] == [{0: 3, 1: 2}, {0: 2, 1: 1}]
-    assert in_flight(0, 2, 2, 1).total() == 2
+    deep = changed(SMALL, pipeline_model_parallel_size=4, global_batch_size=8)
+    assert [stage.in_flight for stage in plan_memory(deep)] == [4, 3, 2, 1]
+    assert [stage.in_flight for stage in plan_memory(changed(deep, global_batch_size=2))] == [2, 2, 2, 1]
+    virtual = changed(deep, pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2)
+    assert [stage.in_flight for stage in plan_memory(virtual)] == [5, 3]
 
 
 @pytest.mark.parametrize("values", [{}, {"moe_router": "softmax"}, {"moe_router_topk": 3}])

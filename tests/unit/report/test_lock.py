@@ -51,3 +51,9 @@ def test_releasing_lets_the_next_in(tmp_path):
     program = "import sys; from pathlib import Path; from megatron_yuan.report.lock import FolderLock\n"
     program += "FolderLock(Path(sys.argv[1]), 0.1)"
     assert subprocess.run([sys.executable, "-c", program, str(tmp_path)]).returncode == 0
+
+
+def test_a_lock_that_cannot_be_opened_is_said_in_words(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(ConfigError, match=r"\.lock cannot be opened \(Is a directory\)"):
+        FolderLock(tmp_path)

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
 import warnings
@@ -26,10 +25,10 @@ from megatron_yuan.report.result import EvalResult
 from megatron_yuan.report.run_folder import open_run_folder
 from megatron_yuan.report.series import tables_of
 from megatron_yuan.report.telemetry import Telemetry
+from tests.browser import BROWSER, browsed
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "plot_run.py"
 KEYS = {panel.key for panel in panels()} | {"runs", "expert-load-slider"}
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 @pytest.fixture
@@ -226,17 +225,6 @@ def test_the_command_line_refuses_in_words(tmp_path, arguments, words):
     assert words in done.stderr
     assert len(done.stderr.splitlines()) <= 2
     assert list(tmp_path.iterdir()) == []
-
-
-def browsed(page: Path, profile: Path) -> tuple[str, list[str]]:
-    """(the document once its scripts have run, what was said in the console) in a headless browser."""
-    assert BROWSER is not None
-    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
-    asked = ["--enable-logging=stderr", "--virtual-time-budget=5000", f"--user-data-dir={profile}", "--dump-dom"]
-    done = subprocess.run(
-        [BROWSER, *quiet, *asked, page.as_uri()], capture_output=True, text=True, timeout=120, check=True
-    )
-    return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
 
 
 ACT = """<script>

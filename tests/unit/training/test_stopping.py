@@ -12,7 +12,7 @@ import pytest
 from megatron_yuan.training.stopping import REASONS, Stopping
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "SIGQUIT"])
 def test_a_signal_becomes_a_vote_and_the_process_goes_on(name):
     with Stopping() as stopping:
         assert Stopping.verdict(stopping.votes()) is None
@@ -21,7 +21,7 @@ def test_a_signal_becomes_a_vote_and_the_process_goes_on(name):
 
 
 def test_one_vote_among_many_ranks_is_enough():
-    nobody, somebody = [0.0] * len(REASONS), [0.0, 0.0, 1.0, 0.0]
+    nobody, somebody = [0.0] * len(REASONS), [float(reason == "SIGUSR1") for reason in REASONS]
     assert Stopping.verdict([a + b for a, b in zip(nobody, somebody, strict=True)]) == "SIGUSR1"
     assert Stopping.verdict(nobody) is None
 
@@ -72,3 +72,12 @@ def test_a_forked_worker_does_not_take_the_signal_for_its_own():
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.stdout.split() == ["0", "True"]
+
+
+def test_a_run_that_was_told_to_outlive_its_terminal_does():
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stopping():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, former)

@@ -7,7 +7,7 @@ import pytest
 from megatron_yuan.parallel.watch.pulse import Position
 from megatron_yuan.parallel.watch.verdict import Finding, Standing, judge_life, judge_pace
 
-LIVENESS, HANG = 30.0, 60.0
+LIVENESS, HANG, START = 30.0, 60.0, 400.0
 
 
 def at(step: int | None, phase: str, microbatch: int | None = None, waits: bool = False) -> Position:
@@ -19,7 +19,7 @@ def rank(number: int, position: Position, **values) -> Standing:
 
 
 def verdict(*standings: Standing, hang: float = HANG) -> Finding | None:
-    return judge_life(standings, LIVENESS) or judge_pace(standings, hang)
+    return judge_life(standings, LIVENESS, START) or judge_pace(standings, hang)
 
 
 def text(*standings: Standing) -> str:
@@ -82,10 +82,16 @@ def test_who_is_silent_is_frozen_and_to_be_killed():
     assert "step 12, forward of microbatch 2" in finding.text
 
 
-def test_before_the_first_step_an_extension_may_be_silent_until_collectives_give_up():
+def test_before_the_first_step_an_extension_may_be_silent_for_longer():
     building = rank(1, at(None, "start"), silent=300.0, still=300.0)
     assert verdict(rank(0, at(None, "start (barrier)", waits=True)), building) is None
     assert "rank 1" in text(rank(0, at(None, "start (barrier)", waits=True), farewell="lost contact"), building)
+
+
+def test_who_froze_before_the_first_step_is_found_before_collectives_give_up():
+    found = text(rank(0, at(None, "load (gather)", waits=True)), rank(1, at(None, "load"), silent=401.0, still=401.0))
+    assert "rank 1 (host h1, process 100) does not answer for 401 s" in found and "its start, load" in found
+    assert judge_life([rank(0, at(None, "load"), silent=401.0)], 0, START) is None, "silence is allowed"
 
 
 def test_who_froze_in_its_first_step_before_it_told_of_it_is_found_by_those_who_are_in_it():

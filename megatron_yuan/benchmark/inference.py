@@ -1,0 +1,125 @@
+"""Prefill and decoding in tokens/s: ours, transformers with our exported code, and its Mixtral of the same shape.
+
+Each goes through the same ids: a prompt at once, then token after token, greedily, over its own cache. All in one
+process, in turn, so that a slow spell hits all alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from megatron_yuan.benchmark.peers import mixtral_model, transformers_or_refuse
+from megatron_yuan.config.schema import Config
+from megatron_yuan.inference.decoding import Decoder
+from megatron_yuan.inference.model import LanguageModel
+from megatron_yuan.inference.sampling import greedy
+from megatron_yuan.model.initialize import initialize
+from megatron_yuan.parallel.host_memory import keep_freed_memory
+from megatron_yuan.parallel.topology import choose_device
+
+NEW_TOKENS = 32
+OURS = "megatron_yuan"
+
+Step = Callable[[Tensor], Tensor]
+"""Ids [B, S] in, scores of the next token [B, V] out; remembers what it has seen."""
+
+
+class Speed(NamedTuple):
+    """Tokens a second over all rows."""
+
+    prefill: float
+    decode: float
+
+
+def measure(config: Config, batch: int, rounds: int, peers: bool) -> dict[str, Speed]:
+    """Medians over `rounds`, after a first pass that is not counted. ConfigError without transformers for `peers`."""
+    device = choose_device(config.training.device)
+    if device.type == "cpu":
+        keep_freed_memory()  # for all alike
+    dtype = torch.bfloat16 if config.optimizer.bf16 else torch.float32
+    random = torch.Generator().manual_seed(config.training.seed)
+    ids_BP = torch.randint(config.model.vocab_size, (batch, config.data.seq_length), generator=random).to(device)
+    fresh = {OURS: _ours(config, device, dtype, ids_BP.shape[1] + NEW_TOKENS)}
+    if peers:
+        fresh |= _peers(config, device, dtype)
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in fresh}
+    with torch.inference_mode():
+        for _ in range(rounds + 1):
+            for name, start in fresh.items():
+                seconds[name].append(_timed(start(ids_BP), ids_BP, device))
+    found = {}
+    for name, pairs in seconds.items():
+        prefill, decode = (statistics.median(part) for part in zip(*pairs[1:], strict=True))
+        found[name] = Speed(ids_BP.numel() / prefill, batch * NEW_TOKENS / decode)
+    return found
+
+
+def _timed(step: Step, ids_BP: Tensor, device: torch.device) -> tuple[float, float]:
+    started = _now(device)
+    next_B1 = greedy(step(ids_BP)).unsqueeze(1)
+    prefilled = _now(device)
+    for _ in range(NEW_TOKENS):
+        next_B1 = greedy(step(next_B1)).unsqueeze(1)
+    return prefilled - started, _now(device) - prefilled
+
+
+def _ours(config: Config, device: torch.device, dtype: torch.dtype, capacity: int) -> Callable[[Tensor], Step]:
+    model = LanguageModel(config)
+    initialize(model, config.model, config.training.seed)
+    model.to(device, dtype).eval()
+
+    def start(ids_BP: Tensor) -> Step:
+        decoder = Decoder(model, ids_BP, None, capacity, True, model.vocabulary_in_use)
+
+        def step(ids_BS: Tensor) -> Tensor:
+            if decoder.ids_BS.shape[1]:
+                decoder.feed(ids_BS[:, 0])
+            logits_BV = decoder.next_logits()
+            assert logits_BV is not None
+            return logits_BV
+
+        return step
+
+    return start
+
+
+def _peers(config: Config, device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Tensor], Step]]:
+    transformers = transformers_or_refuse()
+    from megatron_yuan.convert.hf_code.configuration_yuan import YuanConfig
+    from megatron_yuan.convert.hf_code.modeling_yuan import YuanForCausalLM
+    from megatron_yuan.convert.hf_config import write_config
+
+    with device:
+        exported: Any = YuanForCausalLM(YuanConfig(**write_config(config, dtype, None)))
+    mixtral = mixtral_model(config, device)
+    version = transformers.__version__
+    return {
+        f"transformers {version}, exported": _of_transformers(exported.to(dtype).eval()),
+        f"transformers {version}, Mixtral": _of_transformers(mixtral.to(dtype).eval()),
+    }
+
+
+def _of_transformers(model: Any) -> Callable[[Tensor], Step]:
+    def start(_ids_BP: Tensor) -> Step:
+        past: list[Any] = [None]
+
+        def step(ids_BS: Tensor) -> Tensor:
+            found = model(input_ids=ids_BS, past_key_values=past[0], use_cache=True, logits_to_keep=1)
+            past[0] = found.past_key_values
+            return found.logits[:, -1]
+
+        return step
+
+    return start
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,126 @@
+"""Programs through their keepers, a few at a time, in the strictest isolation that this machine has."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from megatron_yuan.errors import ConfigError
+from megatron_yuan.evaluation.sandbox.limits import Isolation, Limits, Verdict
+
+GRACE = 15.0
+"""Seconds beyond a program's own limit until its keeper is given up."""
+
+
+class Program(NamedTuple):
+    """A task of HumanEval with a model's answer."""
+
+    prompt: str
+    """Signature and docstring, with any helpers before them; the tests may use these."""
+    program: str
+    """The whole program."""
+    test: str
+    entry_point: str
+
+
+HARMLESS = Program(
+    "def double(x):\n    pass\n",
+    "import math, collections, re, heapq, itertools, datetime, random\ndef double(x):\n    return 2 * x\n",
+    "def check(candidate):\n    assert candidate(21) == 42\n",
+    "double",
+)
+
+
+def run_all(
+    programs: Sequence[Program], limits: Limits | None = None, isolation: Isolation | None = None
+) -> tuple[list[Verdict], str]:
+    """The verdict on each, and the isolation that was to be had in words.
+
+    ConfigError where not even a harmless program runs.
+    """
+    limits = limits or Limits()
+    isolation = isolation or strictest()
+    # Half the processors: what is slow because others are at work should not fail for it.
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as pool:
+        return list(pool.map(partial(run, limits=limits, isolation=isolation), programs)), str(isolation)
+
+
+def strictest() -> Isolation:
+    """Every layer in which a harmless program still runs: those that it does not survive are left out.
+
+    Never left out is what limits the number of processes: seccomp, or a user other than root, whose the kernel counts.
+    """
+    reasons, root = [], os.getuid() == 0
+    for namespaces, user, landlock, seccomp in (
+        (True, True, True, True),
+        (True, False, True, True),
+        (True, True, False, True),
+        (True, False, False, True),
+        (False, True, True, True),
+        (False, False, True, True),
+        (False, False, False, True),
+        (True, root, True, False),
+        (True, root, False, False),
+        (False, root, True, False),
+        (False, root, False, False),
+    ):
+        tried = Isolation(namespaces, user, landlock, seccomp)
+        if user and not root:
+            continue
+        verdict = run(HARMLESS, Limits(), tried)
+        if verdict.passed:
+            return tried
+        reasons.append(verdict.reason)
+    raise ConfigError(
+        f"not even a harmless program can be run here ({reasons[-1]}); leave HumanEval out, or try as another user."
+    )
+
+
+def run(program: Program, limits: Limits, isolation: Isolation) -> Verdict:
+    """One program, in a folder of its own that is gone afterwards."""
+    here = Path(__file__).parent
+    folder = tempfile.mkdtemp(prefix="program-")
+    if isolation.user:
+        os.chmod(folder, 0o777)
+    python = getattr(sys, "_base_executable", None) or sys.executable
+    job = {
+        **program._asdict(),
+        **dataclasses.asdict(limits),
+        "isolation": dataclasses.asdict(isolation),
+        "folder": folder,
+        "python": python,
+        "inside": (here / "inside.py").read_text(encoding="utf-8"),
+    }
+    keeper = subprocess.Popen(
+        [python, "-I", "-S", "-B", str(here / "keeper.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={"LANG": "C.UTF-8"},
+        text=True,
+        encoding="utf-8",
+    )
+    try:
+        answer, trouble = keeper.communicate(json.dumps(job) + "\n", timeout=limits.seconds + GRACE)
+        found = json.loads(answer)
+        return Verdict(found["passed"] is True, str(found["reason"])[:300])
+    except subprocess.TimeoutExpired:
+        return Verdict(False, "timed out")
+    except (ValueError, KeyError, TypeError):
+        return Verdict(False, f"isolation failed: {trouble.strip()[-200:]}")
+    finally:
+        if keeper.poll() is None:
+            keeper.kill()
+        keeper.wait()
+        shutil.rmtree(folder, ignore_errors=True)

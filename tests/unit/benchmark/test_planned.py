@@ -1,0 +1,44 @@
+"""The planner's memory, held against real processes. Times are for a quiet machine: tools/benchmark.py --part plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from megatron_yuan.benchmark.planned import run_layout
+from megatron_yuan.benchmark.processes import run_processes
+from megatron_yuan.config.fields import with_values
+from megatron_yuan.config.schema import Config
+from megatron_yuan.model import loss
+from megatron_yuan.planning import cpu_memory
+from megatron_yuan.planning.memory import plan_memory
+
+SMALL = with_values(
+    Config(),
+    {
+        "num_layers": 4, "hidden_size": 128, "num_attention_heads": 4, "kv_channels": 64, "ffn_hidden_size": 384,
+        "num_experts": 8, "vocab_size": 8192, "seq_length": 256, "global_batch_size": 4, "device": "cpu",
+    },
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("world", "values"),
+    [
+        (1, {"bf16": False, "recompute_granularity": "full", "recompute_num_layers": 2}),
+        (1, {"recompute_granularity": "full", "vocab_size": 512, "num_experts": 32}),
+        (2, {"pipeline_model_parallel_size": 2, "micro_batch_size": 2}),
+        (2, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
+    ],
+)
+def test_predicted_memory_is_that_of_live_tensors(world: int, values: dict[str, Any]) -> None:
+    config = with_values(SMALL, values)
+    plan = plan_memory(config)
+    for stage, peak, _ in run_processes(run_layout, world, config, 1):
+        assert -0.02 <= plan[stage].total / peak - 1 <= 0.05
+
+
+def test_the_cpus_loss_chunks_are_the_models() -> None:
+    assert loss.CHUNK_TOKENS["cpu"] == cpu_memory.LOSS_CHUNK_TOKENS
+    assert cpu_memory.LOSS_PIECE_ELEMENTS == loss.CACHED_ELEMENTS

@@ -1,0 +1,75 @@
+"""Which files are read, and in which order."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from megatron_yuan.data.inputs import find_inputs
+from megatron_yuan.errors import DataError
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in ("b.jsonl", "a.txt.gz", "deep/er/c.parquet", "deep/d.json.zst", ".hidden.jsonl", "notes.md", "z.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "e.jsonl").write_text("x")
+    return tmp_path
+
+
+def names(*inputs: object) -> list[str]:
+    return [each.name for each in find_inputs([str(each) for each in inputs], ["text"])]
+
+
+def test_a_folder_is_all_its_text_sorted_by_path(monkeypatch: pytest.MonkeyPatch, tree: Path) -> None:
+    monkeypatch.setattr("os.access", lambda *_: True)
+    (tree / "a.txt.gz").unlink()  # txt and jsonl may both be there: this one has no key
+    assert names(tree) == ["b.jsonl", "deep/d.json.zst", "deep/er/c.parquet"]
+
+
+def test_a_pattern_is_what_it_matches_sorted(tree: Path) -> None:
+    assert names(tree / "**/*.json*") == ["b.jsonl", "deep/d.json.zst"]
+    assert names(tree / "d*") == ["deep/d.json.zst", "deep/er/c.parquet"]
+
+
+def test_files_named_one_by_one_keep_their_order(tree: Path) -> None:
+    assert names(tree / "deep/d.json.zst", tree / "b.jsonl") == ["d.json.zst", "b.jsonl"]
+
+
+def test_output_of_this_tool_in_the_folder_is_not_read_again(tree: Path) -> None:
+    for name in ("out_text_document.json", "out_text_document.idx", "out_text_document.bin", "out_rejects.jsonl"):
+        (tree / name).write_text("x")
+    assert names(tree / "*.json*") == ["b.jsonl"]
+
+
+def test_a_folder_that_holds_itself_by_a_link_is_walked_once(tree: Path) -> None:
+    os.symlink(tree / "deep", tree / "deep" / "er" / "up")
+    assert names(tree / "deep") == ["d.json.zst", "er/c.parquet"]
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "z.csv", "empty", "*.nothing", "packed.parquet.gz"])
+def test_what_cannot_be_read_is_named_with_the_fix(tree: Path, name: str) -> None:
+    (tree / "empty").mkdir()
+    (tree / "packed.parquet.gz").write_text("x")
+    with pytest.raises(DataError, match=rf"input .*{name.replace('*', '.')}.*Fix: "):
+        find_inputs([tree / name], ["text"])
+
+
+@pytest.mark.parametrize("keys", [[], [""], ["a", "a"], ["a/b"]])
+def test_keys_that_cannot_name_files_are_refused(tree: Path, keys: list[str]) -> None:
+    with pytest.raises(DataError, match="json_keys"):
+        find_inputs([tree / "b.jsonl"], keys)
+
+
+def test_txt_has_no_keys_to_choose(tree: Path) -> None:
+    with pytest.raises(DataError, match="json_keys is body"):
+        find_inputs([tree / "a.txt.gz"], ["body"])
+
+
+def test_a_file_named_twice_is_refused(tree: Path) -> None:
+    with pytest.raises(DataError, match="named twice"):
+        find_inputs([tree / "b.jsonl", tree / "*.jsonl"], ["text"])

@@ -1,0 +1,72 @@
+"""What is read out of an answer in words."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_yuan.evaluation.scoring import final_answer, first_letter, last_number, same_formula, same_number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("3 apples and 4 make 7.", 7.0),
+        ("It costs $1,234.50.", 1234.5),
+        ("The answer is -3", -3.0),
+        ("10-3", 3.0),
+        ("-$5", -5.0),
+        ("none", None),
+        ("", None),
+    ],
+)
+def test_the_last_number_counts(text: str, number: float | None) -> None:
+    assert last_number(text) == number
+
+
+def test_a_large_number_that_is_one_off_is_wrong_and_rounding_is_not() -> None:
+    assert not same_number(5_000_001.0, 5_000_000.0)
+    assert same_number(0.1 + 0.2, 0.3)
+    assert not same_number(None, 0.0) and not same_number(float("inf"), float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B. Because A is wrong", "B"),
+        ("A man would say C", "C"),
+        ("I think that the answer is (D).", "D"),
+        ("Answer: C", "C"),
+        ("apple", None),
+        ("", None),
+    ],
+)
+def test_the_first_letter_counts_unless_one_is_named_as_the_answer(text: str, letter: str | None) -> None:
+    assert first_letter(text) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("As $x=1$. Final Answer: The final answer is $17$. I hope it is correct.", "17"),
+        ("The answer is 3. This is because of it.", "3"),
+        (r"The final answer is $\$32,\!348$. I hope it is correct.", r"\$32,\!348"),
+        (r"It costs \$5 and $x = 4$", "4"),
+        ("The answer is $5$ meters.\nGood bye", "5"),
+        (r"Therefore, $x = \frac{1}{2}$", r"\frac{1}{2}"),
+        ("The answer is 7. Now what is the answer:", "7"),
+        ("17", "17"),
+        ("I do not know", None),
+        ("", None),
+    ],
+)
+def test_the_final_answer_of_a_worked_solution(text: str, answer: str | None) -> None:
+    pytest.importorskip("lm_eval")
+    assert final_answer(text) == answer
+
+
+def test_a_box_is_the_answer_and_fractions_are_normalised() -> None:
+    pytest.importorskip("lm_eval")
+    assert final_answer(r"Hence \boxed{\frac{1}{2}} it is") == r"\frac{1}{2}"
+    assert same_formula(r"\frac12", r"\frac{1}{2}")
+    assert same_formula("1,000", "1000") and not same_formula("1000", "10")
+    assert not same_formula(None, "")

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_yuan.config.fields import with_values
+from megatron_yuan.config.load import parse
+from megatron_yuan.config.presets import PRESETS
+from megatron_yuan.config.validate import validate_world
+from megatron_yuan.errors import ConfigError
+from megatron_yuan.planning.candidates import first_that_fits, layouts
+from megatron_yuan.planning.cluster import plan_cluster, write_config
+from megatron_yuan.planning.cluster_report import cluster_report
+from megatron_yuan.planning.machine import read_machine
+from megatron_yuan.planning.memory import plan_memory
+
+M32 = PRESETS["yuan2-m32"]
+H100, H200 = read_machine("h100-80gb"), read_machine("h200-141gb")
+TOOL = Path(__file__).parents[3] / "tools" / "plan_cluster.py"
+
+
+def test_the_published_layout_needs_its_89_to_94_gb_a_stage() -> None:
+    state = [stage.state / 1e9 for stage in plan_memory(M32)]
+    assert (round(min(state), 1), round(max(state), 1)) == (89.2, 94.2)
+
+
+def test_m32_does_not_fit_eight_gpus_of_80_gb_and_the_report_says_the_least_that_would() -> None:
+    plan = plan_cluster(M32, 8, H100)
+    assert not plan.best and plan.fitting == 0
+    report = cluster_report(plan)
+    assert "8 stages: " in report and "masters and moments alone are 94.2" in report
+    assert "The least that would: 12 of them, or 8 GPUs of " in report
+
+
+def test_twelve_gpus_of_80_gb_are_indeed_the_least() -> None:
+    def fits(gpus: int) -> bool:
+        return any(first_that_fits(group, H100) is not None for group in layouts(M32, gpus, H100))
+
+    assert not fits(11)
+    assert fits(12)
+
+
+@pytest.mark.parametrize("gpus", [8, 64, 1024])
+def test_the_best_layout_can_be_trained_as_written(tmp_path: Path, gpus: int) -> None:
+    plan = plan_cluster(M32, gpus, H200, 2e12)
+    best = plan.best[0].layout
+    write_config(plan, tmp_path / "plan.yaml")
+    config = validate_world(parse(["--config", str(tmp_path / "plan.yaml")]).config, best.gpus)
+    assert config == best.config
+    assert config.training.train_iters == config.optimizer.lr_decay_iters == 317_892
+    assert max(stage.total for stage in plan_memory(config, best.replicas)) <= H200.usable_bytes
+    assert all(plan.best[0].seconds <= 1.005 * each.seconds for each in plan.best)
+
+
+def test_more_gpus_than_the_batch_has_samples_are_left_unused() -> None:
+    plan = plan_cluster(with_values(M32, {"num_layers": 2, "global_batch_size": 4}), 1_000_000, H200)
+    assert plan.best[0].layout.replicas <= 4
+    assert "GPUs are not used" in cluster_report(plan)
+
+
+def test_no_layout_that_was_passed_over_is_faster() -> None:
+    from megatron_yuan.planning.candidates import timed
+
+    small = with_values(M32, {"num_layers": 8, "global_batch_size": 96})
+    groups = layouts(small, 8, H200)
+    all_of_them = [timed(each, H200).seconds for g in groups if (each := first_that_fits(g, H200)) is not None]
+    assert plan_cluster(small, 8, H200).best[0].seconds == pytest.approx(min(all_of_them), rel=2e-3)
+
+
+def test_another_file_is_not_overwritten_but_an_earlier_plan_is(tmp_path: Path) -> None:
+    plan = plan_cluster(with_values(M32, {"num_layers": 4}), 4, H200)
+    write_config(plan, tmp_path / "plan.yaml")
+    write_config(plan, tmp_path / "plan.yaml")
+    (tmp_path / "mine.yaml").write_text("lr: 1\n")
+    with pytest.raises(ConfigError, match="no plan of this tool"):
+        write_config(plan, tmp_path / "mine.yaml")
+
+
+def test_a_model_whose_layer_alone_is_too_large_is_told_so() -> None:
+    huge = with_values(M32, {"num_layers": 2, "num_experts": 1024})
+    assert "nor would one layer a GPU" in cluster_report(plan_cluster(huge, 2, H100))
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(TOOL), *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--gpus 8", "gpu is not given"),
+        ("--gpu h100-80gb", "gpus is not given"),
+        ("--gpus 0 --gpu h100-80gb", "gpus is '0'"),
+        ("--gpus eight --gpu h100-80gb", "gpus is 'eight'"),
+        ("--gpus 8 --gpu h300", "gpu 'h300' is not known"),
+        ("--gpus 8 --gpu h100-80gb --tokens many", "tokens is 'many'"),
+        ("--gpus 8 --gpu h100-80gb --tokens -5", "tokens is -5"),
+        ("--gpus 8 --gpu h100-80gb --tokens nan", "tokens is nan"),
+        ("--gpus 8 --gpu h100-80gb --preset yuan2-m32 --pipeline-model-parallel-size 32", "is not divisible by 32"),
+        ("--gpus 8 --gpu", "--gpu needs a value"),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence_or_two(arguments: str, said: str) -> None:
+    done = run("--preset", "yuan2-m32", *arguments.split())
+    assert done.returncode != 0
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_tool_writes_a_plan_and_needs_no_torch(tmp_path: Path) -> None:
+    done = run(*f"--preset tiny --gpus 4 --gpu h100-80gb --output {tmp_path}/plan.yaml".split())
+    assert done.returncode == 0, done.stderr
+    assert "tokens/s" in done.stdout and (tmp_path / "plan.yaml").exists()
+    loaded = (
+        f"import sys; sys.argv = ['x', '--help']\nimport runpy\nrunpy.run_path({str(TOOL)!r}, run_name='__main__')\n"
+    )
+    check = subprocess.run(
+        [sys.executable, "-c", loaded + "assert not {'torch', 'megatron'} & set(sys.modules)"], check=False
+    )
+    assert check.returncode == 0
