@@ -28,6 +28,9 @@ from megatron_yuan.training.step import run_batch
 PROFILED_STEPS = 2
 """The second has its optimizer's moments, and is the fullest."""
 WARM_STEPS = 2
+COST_ROUNDS = 4
+BLOCKS = 4
+"""A layout's steps are timed in so many runs, and the pieces' costs before, between and after them."""
 
 Values = dict[str, Any]
 
@@ -81,8 +84,10 @@ def _stages(layers: int, stages: int, virtual: int = 1) -> Values:
 
 
 def compare(config: Config, rounds: int, microbatches: int = 4) -> Iterator[Found]:
-    """Each layout of `config`, `microbatches` a replica and step, median of `rounds` steps."""
-    costs: dict[int, Any] = {}
+    """Each layout of `config`, `microbatches` a replica and step, median of `rounds` steps.
+
+    A shared machine's speed drifts over minutes: costs are measured between the steps, and the mean prediction counts.
+    """
     for name, world, values in layouts_to_try(config.model.num_layers):
         values = {"micro_batch_size": 1, "global_batch_size": None, "device": "cpu"} | values
         layout = with_values(config, values)
@@ -91,42 +96,56 @@ def compare(config: Config, rounds: int, microbatches: int = 4) -> Iterator[Foun
         layout = with_values(layout, {"global_batch_size": batch})
         validate(layout)
         layout = validate_world(layout, world)
-        micro_batch = layout.training.micro_batch_size
-        if micro_batch not in costs:
-            costs[micro_batch] = measured_costs(layout, max(3, rounds // 2))
-        measured = run_processes(run_layout, world, layout, rounds)
+        costs, seconds = [measured_costs(layout, COST_ROUNDS)], list[float]()
+        measured = run_processes(measured_peak, world, layout)
+        for block in range(BLOCKS):
+            by_rank = run_processes(measured_steps, world, layout, len(range(block, rounds, BLOCKS)))
+            seconds += [max(each) for each in zip(*by_rank, strict=True)]
+            costs.append(measured_costs(layout, COST_ROUNDS))
         plan = plan_memory(layout, replicas)
         yield Found(
             name,
             world,
-            [plan[stage].total for stage, _, _ in measured],
-            [peak for _, peak, _ in measured],
-            step_time(layout, replicas, costs[micro_batch]).seconds,
-            statistics.median(max(each) for each in zip(*(seconds for _, _, seconds in measured), strict=True)),
+            [plan[stage].total for stage, _ in measured],
+            [peak for _, peak in measured],
+            statistics.mean(step_time(layout, replicas, each).seconds for each in costs),
+            statistics.median(seconds),
         )
 
 
-def run_layout(config: Config, rounds: int) -> tuple[int, int, list[float]]:
-    """In a process of a layout: its stage, peak bytes and seconds of each step of this process."""
+def measured_peak(config: Config) -> tuple[int, int]:
+    """In a process of a layout: its stage, and the peak of its live bytes."""
     topology = processes.start(config)
     try:
         with live_memory() as memory:
             model = build_training_model(config, topology)
             for step in range(PROFILED_STEPS):
-                _step(model, config, topology, _batches(config, topology), step + 1)
-        batches, seconds = _batches(config, topology), list[float]()
-        for step in range(WARM_STEPS + rounds):
-            begin = time.perf_counter()
-            _step(model, config, topology, batches, step + 1)
-            seconds.append(time.perf_counter() - begin)
-        return topology.pp_rank, memory.peak, seconds[WARM_STEPS:]
+                _step(model, config, topology, _batches(config, topology, step), step + 1)
+        return topology.pp_rank, memory.peak
     finally:
         processes.stop()
 
 
-def _batches(config: Config, topology: Topology) -> list[Batch]:
+def measured_steps(config: Config, rounds: int) -> list[float]:
+    """In a process of a layout: seconds of each step of this process."""
+    topology = processes.start(config)
+    try:
+        model = build_training_model(config, topology)
+        seconds = list[float]()
+        for step in range(WARM_STEPS + rounds):
+            batches = _batches(config, topology, step)
+            begin = time.perf_counter()
+            _step(model, config, topology, batches, step + 1)
+            seconds.append(time.perf_counter() - begin)
+        return seconds[WARM_STEPS:]
+    finally:
+        processes.stop()
+
+
+def _batches(config: Config, topology: Topology, step: int) -> list[Batch]:
+    """New ones each step: rows learnt by heart would leave all tokens to a few experts."""
     size = config.training.micro_batch_size, config.data.seq_length + 1
-    random = torch.Generator().manual_seed(topology.dp_rank)
+    random = torch.Generator().manual_seed(step * topology.dp_size + topology.dp_rank)
     count = microbatches_of(config, topology.dp_size)
     tokens = [torch.randint(config.model.vocab_size, size, generator=random) for _ in range(count)]
     return [make_batch(each, range(size[0]), eod_id=-1) for each in tokens]

@@ -11,7 +11,7 @@ from megatron_yuan.config.schema import Config
 from megatron_yuan.planning.balance import balanced_sizes, stage_seconds
 from megatron_yuan.planning.costs import costs_on
 from megatron_yuan.planning.machine import Machine
-from megatron_yuan.planning.memory import StageMemory, microbatches_of, plan_memory
+from megatron_yuan.planning.memory import StageMemory, microbatches_of, plan_memory, recomputed_layers
 from megatron_yuan.planning.step_time import StepTime, step_time
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
@@ -73,11 +73,15 @@ def layouts(config: Config, gpus: int, machine: Machine) -> Iterator[list[Layout
     """Groups of layouts that differ by their recomputation alone, the least first."""
     for stages, virtual, replicas, micro_batch in _shapes(config, gpus):
         for split in _splits(config, stages, virtual, replicas, micro_batch, machine):
-            largest = max(map(int, split.split(","))) if split else config.model.num_layers // (stages * virtual)
-            yield [
-                _layout(config, stages, virtual, replicas, micro_batch, split, recomputed)
-                for recomputed in range(largest + 1)
-            ]
+            values = {
+                "pipeline_model_parallel_size": stages,
+                "virtual_pipeline_model_parallel_size": virtual,
+                "pipeline_model_parallel_layout": split,
+                "micro_batch_size": micro_batch,
+                "recompute_granularity": "none",
+                "recompute_num_layers": None,
+            }
+            yield recomputing_more(with_values(config, values), replicas)
 
 
 def _shapes(config: Config, gpus: int) -> Iterator[tuple[int, int, int, int]]:
@@ -106,19 +110,20 @@ def _splits(
     return list(dict.fromkeys((even, balanced)))
 
 
-def _layout(
-    config: Config, stages: int, virtual: int, replicas: int, micro_batch: int, split: str | None, recomputed: int
-) -> Layout:
-    values: dict[str, object] = {
-        "pipeline_model_parallel_size": stages,
-        "virtual_pipeline_model_parallel_size": virtual,
-        "pipeline_model_parallel_layout": split,
-        "micro_batch_size": micro_batch,
-        "recompute_granularity": "full" if recomputed else "none",
-        "recompute_num_layers": recomputed or None,
-    }
-    changed = with_values(config, values)
-    return Layout(changed, replicas, plan_memory(changed, replicas))
+def recomputing_more(config: Config, replicas: int) -> list[Layout]:
+    """`config`, then with more and more layers of each chunk recomputed, up to all."""
+    parallel = config.parallel
+    sizes = chunk_sizes(
+        config.model.num_layers,
+        parallel.pipeline_model_parallel_size,
+        parallel.virtual_pipeline_model_parallel_size,
+        parallel.pipeline_model_parallel_layout,
+    )
+    least = recomputed_layers(config, max(sizes))
+    changed = [config]
+    for count in range(least + 1, max(sizes) + 1):
+        changed.append(with_values(config, {"recompute_granularity": "full", "recompute_num_layers": count}))
+    return [Layout(each, replicas, plan_memory(each, replicas)) for each in changed]
 
 
 def least_seconds(layout: Layout, machine: Machine) -> float:
@@ -135,7 +140,12 @@ def _given(config: Config) -> str | None:
 
 def first_that_fits(group: Sequence[Layout], machine: Machine) -> Layout | None:
     """The layout of `group` with the least recomputation that fits, which is the fastest of those that do."""
-    return next((each for each in group if each.fullest.total <= machine.usable_bytes), None)
+    return first_within(group, machine.usable_bytes)
+
+
+def first_within(group: Sequence[Layout], budget: float) -> Layout | None:
+    """The first layout of `group` whose fullest stage needs no more than `budget` bytes."""
+    return next((each for each in group if each.fullest.total <= budget), None)
 
 
 def timed(layout: Layout, machine: Machine, whole: bool = False) -> TimedLayout:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from megatron_yuan.config.fields import with_values
 from megatron_yuan.config.layout import AUTO
@@ -23,8 +22,8 @@ from megatron_yuan.planning.memory import (
     optimizer_bytes,
     plan_memory,
 )
+from megatron_yuan.planning.remedies import MODELLED_ON, remedies
 
-MODELLED_ON = "h100-80gb"
 DEVICES_GB = (80, 141)
 """Memory of the GPUs that the report judges by: A100/H100 and H200, in 10^9 bytes."""
 
@@ -199,42 +198,11 @@ def _verdict(config: Config, plan: list[StageMemory], gigabytes: int, replicas: 
     )
 
 
-@dataclass(frozen=True)
-class _Remedy:
-    flags: str
-    values: dict[str, object]
-
-
 def _remedy(config: Config, gigabytes: int, replicas: int) -> str:
-    """The first of a few changes under which each stage fits: recompute every layer, more stages, or both."""
-    layers, stages = config.model.num_layers, config.parallel.pipeline_model_parallel_size
-    recompute = _Remedy(
-        "--recompute-granularity full --recompute-num-layers None",
-        {"recompute_granularity": "full", "recompute_num_layers": None},
-    )
-    plain = ""
-    if config.parallel.virtual_pipeline_model_parallel_size > 1:
-        plain += " --virtual-pipeline-model-parallel-size 1"
-    if config.parallel.pipeline_model_parallel_layout is not None:
-        plain += " --pipeline-model-parallel-layout None"
-    more = [
-        _Remedy(
-            f"--pipeline-model-parallel-size {n}{plain}",
-            {
-                "pipeline_model_parallel_size": n,
-                "pipeline_model_parallel_layout": None,
-                "virtual_pipeline_model_parallel_size": 1,
-            },
-        )
-        for n in range(stages + 1, layers + 1)
-        if layers % n == 0
-    ]
-    both = [_Remedy(f"{m.flags} {recompute.flags}", {**m.values, **recompute.values}) for m in more]
-    for remedy in (recompute, *(r for pair in zip(more, both, strict=True) for r in pair)):
-        plan = plan_memory(with_values(config, remedy.values), replicas)
-        if max(stage.total for stage in plan) <= gigabytes * 1e9:
-            return f"It would with {remedy.flags}: {len(plan) * replicas} x {gigabytes} GB."
-    return "Not even a stage a layer with every layer recomputed fits; take a smaller --micro-batch-size or model."
+    found = remedies(config, replicas, gigabytes * 1e9, more_gpus=True)
+    if found:
+        return f"It would with {found[0].flags}: {found[0].gpus} x {gigabytes} GB."
+    return "Not even a stage a layer with every layer recomputed fits; take a smaller model."
 
 
 def _flops(number: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from megatron_yuan.training.out_of_memory import explaining_memory
 from megatron_yuan.training.run import Run
 
 
@@ -12,7 +13,8 @@ def fit(run: Run) -> None:
     """
     config = run.config
     explaining = run.watch.explaining  # twice: first of all, and for what the saver meets as it closes
-    with run.telemetry, run.outcome.training(run), run.stopping, explaining(), run.saver, explaining():
+    memory = explaining_memory(config, run.topology, run.model)
+    with run.telemetry, run.outcome.training(run), run.stopping, explaining(), run.saver, explaining(), memory:
         if run.step in (0, run.last_step):  # before all training; or once more, where a session ended in between
             run.validate(run.step)
         while run.step < run.last_step and run.stop_reason is None:

@@ -84,6 +84,13 @@ class MixedPrecisionAdamW:
         return state if master is self.parameters[name] else {"master": master.data, **state}
 
     @property
+    def held_bytes(self) -> int:
+        """Of masters and moments, as far as there are any yet."""
+        own = [master for name, master in self.masters.items() if master is not self.parameters[name]]
+        moments = [t for slots in self.inner.state.values() for t in slots.values() if isinstance(t, Tensor)]
+        return sum(tensor.nbytes for tensor in (*own, *moments))
+
+    @property
     def steps(self) -> int:
         """Steps taken, on which Adam's bias correction depends."""
         for group in self.inner.param_groups:

@@ -80,7 +80,10 @@ class PieceTimes:
         return wrap_chunks([chunk], self.config, self.topology)[0]
 
     def pieces(self, rounds: int) -> Pieces:
-        """Median seconds of each; of gradients and optimizer, a parameter."""
+        """Mean seconds of each; of gradients and optimizer, a parameter.
+
+        Not the median: a step is a sum of many passes, and slow ones count in it.
+        """
         found: dict[str, list[float]] = {}
         for _ in range(rounds):
             for name, chunk in self.chunks.items():
@@ -94,7 +97,7 @@ class PieceTimes:
             }
             for name, action in rest.items():
                 found.setdefault(name, []).append(seconds_of(action, self.topology.device) / self.count)
-        return {name: statistics.median(seconds) for name, seconds in found.items()}
+        return {name: statistics.fmean(seconds) for name, seconds in found.items()}
 
     def _pass(self, chunk: DistributedDataParallel, is_first: bool, is_last: bool) -> tuple[float, float]:
         chunk.module.received = None if is_first else self.message.detach().requires_grad_()  # type: ignore[assignment]

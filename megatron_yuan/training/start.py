@@ -30,6 +30,7 @@ from megatron_yuan.training.batches import microbatches, training_batches
 from megatron_yuan.training.blend_report import describe_blend
 from megatron_yuan.training.claim import claim_run_folder
 from megatron_yuan.training.origin import find_origin, load_origin
+from megatron_yuan.training.out_of_memory import explaining_memory
 from megatron_yuan.training.outcome import Outcome
 from megatron_yuan.training.preflight import preflight
 from megatron_yuan.training.run import Run, TaskMeasure
@@ -68,7 +69,8 @@ def start_run(
         log.logger.info(remark)
     origin = find_origin(config, topology, sources.tokenizer_sha256)
     topology.pulse.beat("model")
-    model = build_training_model(config, topology)
+    with explaining_memory(config, topology):
+        model = build_training_model(config, topology)
     topology.pulse.beat("load")
     # Before the data, whose length depends on where the run stands: what is loaded may not be what was found at first.
     origin, loaded = load_origin(origin, model, config, topology, sources.tokenizer_sha256)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from megatron_yuan.benchmark.planned import run_layout
+from megatron_yuan.benchmark.planned import measured_peak
 from megatron_yuan.benchmark.processes import run_processes
 from megatron_yuan.config.fields import with_values
 from megatron_yuan.config.schema import Config
@@ -35,7 +35,7 @@ SMALL = with_values(
 def test_predicted_memory_is_that_of_live_tensors(world: int, values: dict[str, Any]) -> None:
     config = with_values(SMALL, values)
     plan = plan_memory(config)
-    for stage, peak, _ in run_processes(run_layout, world, config, 1):
+    for stage, peak in run_processes(measured_peak, world, config):
         assert -0.02 <= plan[stage].total / peak - 1 <= 0.05
 
 

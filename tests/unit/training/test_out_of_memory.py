@@ -1,0 +1,59 @@
+"""Memory that runs out, in a real run whose process may not have more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_yuan.config.fields import with_values
+from megatron_yuan.config.presets import preset
+from megatron_yuan.planning.memory import plan_memory
+from megatron_yuan.planning.remedies import remedies
+from megatron_yuan.training.out_of_memory import explaining_memory
+from tests.indexed_data import EOD, counting_documents, write_indexed
+
+ENTRY = Path(__file__).parents[3] / "pretrain_yuan_moe.py"
+LIMITED = """
+import resource, runpy, sys
+import torch._dynamo, megatron_yuan.data.datasets, megatron_yuan.training.loop, megatron_yuan.training.start
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_who_runs_out_of_memory_is_told_what_is_held_and_which_changes_would_fit(tmp_path: Path) -> None:
+    prefix = write_indexed(tmp_path / "set", counting_documents(0))
+    flags = f"""--preset tiny --num-layers 4 --seq-length 64 --data-path {prefix} --eod-id {EOD} --split 1,0,0
+        --train-iters 2 --lr-warmup-iters 0 --micro-batch-size 256 --global-batch-size 256 --peak-tflops 1
+        --liveness-timeout-in-secs 0 --save {tmp_path / "run"}"""
+    command = [sys.executable, "-c", LIMITED, str(600 * 2**20), str(ENTRY), *flags.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 2, done.stdout + done.stderr
+    error = done.stderr[done.stderr.index("error: ") :]
+    assert len(error.strip().splitlines()) == 2, error
+    for word in ("rank 0 (stage 0 of 1, cpu)", "step 1", "asked for", "weights", "masters and moments", "the plan"):
+        assert word in error, (word, error)
+    assert "--micro-batch-size" in error and "--recompute-granularity full" in error
+    assert "OutOfMemory" in (tmp_path / "run" / "status.json").read_text()
+
+
+def test_what_is_named_fits_by_the_plan_and_costs_more_the_later_it_stands() -> None:
+    values = {"pipeline_model_parallel_size": 8, "recompute_granularity": "none", "recompute_num_layers": None}
+    config = with_values(preset("yuan2-m32"), values)
+    budget = 0.95 * max(stage.total for stage in plan_memory(config, 2))
+    found = remedies(config, 2, budget)
+    assert found and all(each.bytes <= budget and each.gpus == 16 for each in found)
+    assert [each.slower for each in found] == sorted(each.slower for each in found)
+    assert not remedies(config, 2, 1e9)
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), explaining_memory(None, None):  # type: ignore[arg-type]
+        torch.ones(2, 3) @ torch.ones(2, 3)
