@@ -28,8 +28,8 @@ from megatron_yuan.training.step import run_batch
 PROFILED_STEPS = 2
 """The second has its optimizer's moments, and is the fullest."""
 WARM_STEPS = 2
-COST_ROUNDS = 4
-BLOCKS = 4
+COST_ROUNDS = 6
+BLOCKS = 2
 """A layout's steps are timed in so many runs, and the pieces' costs before, between and after them."""
 
 Values = dict[str, Any]
@@ -120,7 +120,7 @@ def measured_peak(config: Config) -> tuple[int, int]:
         with live_memory() as memory:
             model = build_training_model(config, topology)
             for step in range(PROFILED_STEPS):
-                _step(model, config, topology, _batches(config, topology, step), step + 1)
+                train_step(model, config, topology, random_batches(config, topology, step), step + 1)
         return topology.pp_rank, memory.peak
     finally:
         processes.stop()
@@ -133,16 +133,16 @@ def measured_steps(config: Config, rounds: int) -> list[float]:
         model = build_training_model(config, topology)
         seconds = list[float]()
         for step in range(WARM_STEPS + rounds):
-            batches = _batches(config, topology, step)
+            batches = random_batches(config, topology, step)
             begin = time.perf_counter()
-            _step(model, config, topology, batches, step + 1)
+            train_step(model, config, topology, batches, step + 1)
             seconds.append(time.perf_counter() - begin)
         return seconds[WARM_STEPS:]
     finally:
         processes.stop()
 
 
-def _batches(config: Config, topology: Topology, step: int) -> list[Batch]:
+def random_batches(config: Config, topology: Topology, step: int) -> list[Batch]:
     """New ones each step: rows learnt by heart would leave all tokens to a few experts."""
     size = config.training.micro_batch_size, config.data.seq_length + 1
     random = torch.Generator().manual_seed(step * topology.dp_size + topology.dp_rank)
@@ -151,7 +151,8 @@ def _batches(config: Config, topology: Topology, step: int) -> list[Batch]:
     return [make_batch(each, range(size[0]), eod_id=-1) for each in tokens]
 
 
-def _step(model: TrainingModel, config: Config, topology: Topology, batches: list[Batch], step: int) -> None:
+def train_step(model: TrainingModel, config: Config, topology: Topology, batches: list[Batch], step: int) -> None:
+    """A step as training makes it, without its reports."""
     for chunk in model.chunks:
         chunk.zero_grad_buffer()
     sums = run_batch(model.chunks, iter(batches), len(batches), config, topology, step)
