@@ -1,7 +1,7 @@
 """Measure speed in one process, where the time goes, and the machine's own limit beside it.
 
-python tools/benchmark.py --preset bench-cpu [--part step|moe|router|inference|checkpoint|data|blend|plan|pipeline]
-    [--peers] [--rounds N] [--json FILE] [any flag of pretrain_yuan_moe.py]
+python tools/benchmark.py --preset bench-cpu [--peers] [--rounds N] [--json FILE] [any flag of pretrain_yuan_moe.py]
+    [--part step|moe|router|inference|checkpoint|data|blend|plan|pipeline|balance]
 
 step (default): a training step by part. moe: the mixture-of-experts layer alone, in float32 and bfloat16, with real and
 with forced-balanced routing. router: the attention router's arithmetic beside the naive formula.
@@ -14,6 +14,7 @@ blend: opening a blend of 44 sets, --documents N (5e6) in all, on the disk of --
 again, time and memory at three sizes, beside megatron-core's own builder for one such set.
 plan: memory of each process and time of a step as the planner predicts them, beside what gloo processes need here.
 pipeline: how near 1F1B and interleaved 1F1B come to their ideal at the measured stage times, 2 and 4 gloo processes.
+balance: what --pipeline-model-parallel-layout auto gains over equal stages, with --pipeline-model-parallel-size N.
 --peers adds Hugging Face transformers' Mixtral (installed apart) to step and moe too.
 """
 
@@ -27,7 +28,7 @@ from typing import Any
 from megatron_yuan.config.load import parse
 from megatron_yuan.errors import ConfigError, run_command_line
 
-PARTS = ("step", "moe", "router", "inference", "checkpoint", "data", "blend", "plan", "pipeline")
+PARTS = ("step", "moe", "router", "inference", "checkpoint", "data", "blend", "plan", "pipeline", "balance")
 
 
 def main() -> None:
@@ -64,6 +65,10 @@ def main() -> None:
         from megatron_yuan.benchmark import pipeline
 
         result = pipeline.report(config, int(rounds))
+    elif part == "balance":
+        from megatron_yuan.benchmark import balance
+
+        result = balance.report(config, int(rounds))
     elif part == "data":
         from megatron_yuan.benchmark import data
 
