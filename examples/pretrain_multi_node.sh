@@ -23,17 +23,20 @@ MAX_RESTARTS=${MAX_RESTARTS:-0}      # restart all processes from the newest che
 DATA_PATH=${DATA_PATH:-}             # prefixes of .bin/.idx, optionally weighted
 TOKENIZER_MODEL=${TOKENIZER_MODEL:-} # the SentencePiece model that made the data
 SAVE=${SAVE:-runs/$PRESET}           # the run folder; the same command resumes from it
+LOGS=${LOGS:-}                       # a folder for what each process says, beside the console; empty: the console alone
 
 [[ "$NODES" =~ ^[1-9][0-9]*$ ]] || fail "NODES='$NODES' must be the number of machines, such as NODES=4."
 [[ "$RENDEZVOUS" == *:* ]] || fail "RENDEZVOUS='$RENDEZVOUS' must be host:port of one of the machines, such as node0:29400."
 ((NODES * GPUS % STAGES == 0)) || fail "NODES x GPUS = $((NODES * GPUS)) processes are no multiple of STAGES=$STAGES."
 read_data_path "$DATA_PATH"
 need_tokenizer "$TOKENIZER_MODEL"
+logs=()
+[[ -z "$LOGS" ]] || logs=(--log-dir "$LOGS/$(hostname -s)" --tee 3)
 
 export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
 
 exec torchrun --signals-to-handle "$SIGNALS" --nnodes "$NODES" --nproc-per-node "$GPUS" --max-restarts "$MAX_RESTARTS" \
-    --rdzv-backend c10d --rdzv-endpoint "$RENDEZVOUS" --rdzv-id "$RUN_ID" \
+    --rdzv-backend c10d --rdzv-endpoint "$RENDEZVOUS" --rdzv-id "$RUN_ID" "${logs[@]}" \
     pretrain_yuan_moe.py \
     --preset "$PRESET" \
     --pipeline-model-parallel-size "$STAGES" \

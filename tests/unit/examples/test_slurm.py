@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
+HELP = "--container-image of the pyxis plugin"
+ARRAY = {"SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "3"}
 
 
 def submit(tmp_path: Path, state: str | None, restarts: int = 0, **environment: str) -> tuple[int, str, str]:
@@ -20,8 +22,13 @@ def submit(tmp_path: Path, state: str | None, restarts: int = 0, **environment: 
     leave = "" if state is None else f"echo '{json.dumps({'state': state, 'reason': 'x'})}' > {run}/status.json\n"
     commands.mkdir()
     for name, body in {
-        "srun": f"{leave}exit 1",
-        "scontrol": f'if [[ $1 == show ]]; then echo node0; else echo "$2" > {tmp_path}/requeued; fi',
+        "srun": f"[[ $1 != --help ]] || {{ echo '{HELP}'; exit; }}\necho \"$@\" > {tmp_path}/step\n{leave}exit 1",
+        "scontrol": f"""case "$1 $2" in
+            "show hostnames") echo node0 ;;
+            "show job") echo "JobId=$3 ArrayTaskThrottle=${{THROTTLE:-1}} JobState=${{JOB_STATE:-RUNNING}}" ;;
+            requeue*) echo "$2" > {tmp_path}/requeued ;;
+            esac""",
+        "scancel": f'echo "$@" > {tmp_path}/cancelled',
     }.items():
         (commands / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (commands / name).chmod(0o755)
@@ -66,3 +73,44 @@ def test_a_run_that_never_began_is_a_mistake_at_first_and_bad_luck_later(tmp_pat
 def test_requeues_come_to_an_end(tmp_path):
     code, requeued, said = submit(tmp_path, "requeue", restarts=3, MAX_REQUEUES="3")
     assert (code, requeued) == (1, "") and "MAX_REQUEUES" in said
+
+
+def test_a_job_that_its_user_cancelled_does_not_come_back(tmp_path):
+    code, requeued, said = submit(tmp_path, "requeue", JOB_STATE="COMPLETING")
+    assert (code, requeued) == (1, "") and "was cancelled" in said
+    (tmp_path / "late").mkdir()
+    code, requeued, _ = submit(tmp_path / "late", "requeue", JOB_STATE="COMPLETING Reason=TimeLimit")
+    assert (code, requeued) == (0, "4711")
+
+
+def test_the_next_session_of_an_array_goes_on_and_the_last_one_says_where_it_stands(tmp_path):
+    for number, state, code, cancelled, words in (
+        (1, "requeue", 0, False, "session ended: requeue"),
+        (3, "requeue", 1, False, "last session"),
+        (2, "done", 0, True, "session ended: done"),
+        (2, "failed", 1, True, "status.json says why"),
+        (1, None, 1, True, "mend the settings"),
+        (2, None, 0, False, "session ended: none"),
+    ):
+        folder = tmp_path / f"{number}{state}"
+        folder.mkdir()
+        ended, requeued, said = submit(folder, state, **ARRAY, SLURM_ARRAY_TASK_ID=str(number))
+        assert (ended, requeued) == (code, "") and words in said, said
+        assert (folder / "cancelled").exists() == cancelled, (number, state)
+
+
+def test_an_array_whose_sessions_would_run_at_once_is_refused(tmp_path):
+    code, _, said = submit(tmp_path, "done", **ARRAY, SLURM_ARRAY_TASK_ID="1", THROTTLE="0")
+    assert code == 1 and "--array=1-20%1" in said and not (tmp_path / "step").exists()
+
+
+def test_a_container_gets_the_clone_and_the_mounts_or_the_plugin_that_is_missing_is_named(tmp_path, monkeypatch):
+    code, _, said = submit(tmp_path, "done", CONTAINER="/images/yuan.sqsh", CONTAINER_MOUNTS="/data:/data")
+    step = (tmp_path / "step").read_text()
+    assert code == 0, said
+    assert f"--container-image=/images/yuan.sqsh --container-workdir={ROOT}" in step
+    assert f"--container-mounts={ROOT}:{ROOT},/data:/data" in step
+    monkeypatch.setitem(globals(), "HELP", "no such option")
+    (tmp_path / "without").mkdir()
+    code, _, said = submit(tmp_path / "without", "done", CONTAINER="/images/yuan.sqsh")
+    assert code == 1 and "pyxis" in said
