@@ -19,6 +19,7 @@ GPUS=${GPUS:-8}                      # processes on each machine
 STAGES=${STAGES:-8}                  # pipeline stages; NODES x GPUS must be a multiple
 RENDEZVOUS=${RENDEZVOUS:-}           # host:port of one of the machines, reachable from all
 RUN_ID=${RUN_ID:-$PRESET}            # the same on all machines of one run, different between runs
+JOIN_SECONDS=${JOIN_SECONDS:-600}    # how long to wait for the other machines before giving up, in words
 MAX_RESTARTS=${MAX_RESTARTS:-0}      # restart all processes from the newest checkpoint this many times after a failure
 DATA_PATH=${DATA_PATH:-}             # prefixes of .bin/.idx, optionally weighted
 TOKENIZER_MODEL=${TOKENIZER_MODEL:-} # the SentencePiece model that made the data
@@ -35,8 +36,9 @@ logs=()
 
 export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
 
-exec torchrun --signals-to-handle "$SIGNALS" --nnodes "$NODES" --nproc-per-node "$GPUS" --max-restarts "$MAX_RESTARTS" \
-    --rdzv-backend c10d --rdzv-endpoint "$RENDEZVOUS" --rdzv-id "$RUN_ID" "${logs[@]}" \
+exec python tools/launch.py --signals-to-handle "$SIGNALS" --nnodes "$NODES" --nproc-per-node "$GPUS" --max-restarts "$MAX_RESTARTS" \
+    --rdzv-backend c10d --rdzv-endpoint "$RENDEZVOUS" --rdzv-id "$RUN_ID" \
+    --rdzv-conf join_timeout="$JOIN_SECONDS" "${logs[@]}" \
     pretrain_yuan_moe.py \
     --preset "$PRESET" \
     --pipeline-model-parallel-size "$STAGES" \

@@ -4,12 +4,14 @@ torchrun keeps one key-value store through all its restarts, in which the addres
 the keys that the new ones use: those would then wait for a connection that is refused (torch 2.13;
 github.com/pytorch/pytorch/issues/135712). Its count of restarts tells attempts apart only as long as no node joins
 anew. So rank 0 draws a name for the attempt and hands it to each rank that asks, and all keys are kept under that name.
+Where the launcher keeps no store (deepspeed, or none at all), rank 0 does, for as long as it lives.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import socket
 import time
 from datetime import timedelta
 from typing import Any
@@ -17,9 +19,11 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_yuan.errors import ParallelError
+from megatron_yuan.parallel.launcher import meeting_place
 
 _FOLDER = "megatron_yuan/meeting"
 _POLL_SECONDS = 0.02
+_RETRY_SECONDS = 0.5
 
 
 def keeps_its_store() -> bool:
@@ -28,11 +32,45 @@ def keeps_its_store() -> bool:
 
 
 def meet(rank: int, world_size: int, timeout: timedelta) -> Any:
-    """The launcher's store, reduced to this attempt's keys. Raises ParallelError where others do not come in time."""
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(address, port, world_size, is_master=False, timeout=timeout)  # pyright: ignore[reportPrivateImportUsage]
-    name = _receive(store, rank, world_size, timeout) if rank == 0 else _ask(store, rank, timeout)
+    """A store, reduced to this attempt's keys. Raises ParallelError where others do not come in time."""
+    deadline = time.monotonic() + timeout.total_seconds()
+    store = _store(rank, world_size, timeout)
+    left = timedelta(seconds=max(1.0, deadline - time.monotonic()))
+    name = _receive(store, rank, world_size, timeout) if rank == 0 else _ask(store, rank, left)
     return dist.PrefixStore(f"{_FOLDER}/{name}", store)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _store(rank: int, world_size: int, timeout: timedelta) -> Any:
+    host, port = meeting_place()
+    serves = rank == 0 and not keeps_its_store()
+    if not serves:
+        _reach(host, port, rank, timeout)
+    try:
+        return dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            host, port, world_size, is_master=serves, timeout=timeout, wait_for_workers=False
+        )
+    except dist.DistError as error:
+        reason = next(iter(str(error).splitlines()), "")
+        fix = "another MASTER_PORT" if "EADDRINUSE" in str(error) else "MASTER_ADDR must be the host of rank 0"
+        raise ParallelError(
+            f"rank {rank} cannot meet the others at MASTER_ADDR {host}, MASTER_PORT {port} ({reason}).\nFix: {fix}."
+        ) from None
+
+
+def _reach(host: str, port: int, rank: int, timeout: timedelta) -> None:
+    """Wait for whom torch would wait for longer than asked, with a page of remarks."""
+    deadline = time.monotonic() + timeout.total_seconds()
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=max(1.0, deadline - time.monotonic())).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise ParallelError(
+                    f"rank {rank} has waited {timeout} for rank 0 at MASTER_ADDR {host}, MASTER_PORT {port}: {error}.\n"
+                    "Fix: start rank 0 there, see that this host reaches it, or raise --distributed-timeout-minutes."
+                ) from None
+        time.sleep(_RETRY_SECONDS)
 
 
 def _receive(store: Any, rank: int, world_size: int, timeout: timedelta) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,7 +15,7 @@ import torch.distributed as dist
 
 from megatron_yuan.config.schema import Config, ParallelConfig
 from megatron_yuan.errors import ConfigError, ParallelError
-from megatron_yuan.parallel import meeting
+from megatron_yuan.parallel import launcher, meeting
 from megatron_yuan.parallel.alike import check_alike
 from megatron_yuan.parallel.host_memory import keep_freed_memory
 from megatron_yuan.parallel.launcher import world_size
@@ -127,7 +126,7 @@ def start(config: Config) -> Topology:
     from megatron_yuan.mcore.parallel import parallel_state
 
     parallel = config.parallel
-    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    rank, local_rank = launcher.rank(), launcher.local_rank()
     device = choose_device(config.training.device, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -173,12 +172,10 @@ def _join(parallel: ParallelConfig, device: torch.device) -> None:
     settings: dict[str, Any] = {"backend": backend, "timeout": timeout}
     if backend == "nccl":
         settings["device_id"] = device
-    if "WORLD_SIZE" not in os.environ:  # no launcher, so nobody to meet: a store in memory, no port
-        settings |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # pyright: ignore[reportPrivateImportUsage]
-    elif meeting.keeps_its_store():
-        rank, size = int(os.environ["RANK"]), world_size()
-        settings |= {"store": meeting.meet(rank, size, timeout), "rank": rank, "world_size": size}
-    dist.init_process_group(**settings)
+    rank, size = launcher.rank(), world_size()
+    # With nobody to meet: a store in memory, no port.
+    store = dist.HashStore() if size == 1 else meeting.meet(rank, size, timeout)  # pyright: ignore[reportPrivateImportUsage]
+    dist.init_process_group(**settings, store=store, rank=rank, world_size=size)
 
 
 def stop() -> None:
