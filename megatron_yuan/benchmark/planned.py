@@ -63,10 +63,12 @@ def layouts_to_try(layers: int) -> Iterator[tuple[str, int, Values]]:
     full = {"recompute_granularity": "full", "recompute_num_layers": None}
     yield "1 stage", 1, {}
     yield "1 stage, recomputed", 1, full
+    yield "1 stage, selective", 1, {"recompute_granularity": "selective"}
     yield "1 stage, micro-batch 2", 1, {"micro_batch_size": 2}
     yield "1 stage x 2 replicas", 2, {}
     yield "2 stages", 2, _stages(layers, 2)
     yield "2 stages, recomputed", 2, _stages(layers, 2) | full
+    yield "2 stages, selective", 2, _stages(layers, 2) | {"recompute_granularity": "selective"}
     yield "2 stages, micro-batch 2", 2, _stages(layers, 2) | {"micro_batch_size": 2}
     yield "2 stages x 2 virtual", 2, _stages(layers, 2, 2)
     yield "2 stages x 2 replicas", 4, _stages(layers, 2)

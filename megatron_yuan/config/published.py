@@ -127,6 +127,7 @@ MEGATRON: dict[str, Rule] = {
     "--overlap-param-gather": Refused("parameters are not sharded, so there is nothing to gather; drop it"),
     "--checkpoint-activations": Renamed(("--recompute-granularity", "full"), values=0),
     "--recompute-activations": Accepted("the router's scores and the experts' activation are always recomputed"),
+    "--recompute-modules": Accepted("--recompute-granularity selective recomputes the experts' first product", -1),
     # The network
     "--normalization": _one("RMSNorm", "every norm is an RMSNorm"),
     "--layernorm-epsilon": Refused("the published code ignores it for RMSNorm; use --norm-epsilon"),

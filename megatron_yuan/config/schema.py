@@ -191,8 +191,9 @@ class ParallelConfig:
     hang_timeout_in_mins: float = 10.0
     """A rank that stands still for so long in a step hangs: all end, naming it, and its stack is kept; 0 waits for
     ever. With several ranks, at most four fifths of distributed-timeout-minutes."""
-    recompute_granularity: Literal["none", "full"] = "none"
-    """Recompute whole layers in backward, or none; the router's scores and the experts' activation always are."""
+    recompute_granularity: Literal["none", "selective", "full"] = "none"
+    """Recompute in backward: selective, the experts' first product in every layer, which halves what M32's layers keep;
+    full, whole layers. The router's scores and the experts' activation always are."""
     recompute_num_layers: int | None = None
     """With full recompute: how many layers of each model chunk (the first ones) are recomputed; unset, all."""
 

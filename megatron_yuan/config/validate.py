@@ -255,6 +255,11 @@ def _check_parallel(parallel: ParallelConfig, model: ModelConfig) -> None:
             f"recompute-num-layers {parallel.recompute_num_layers} counts whole layers, but recompute-granularity is "
             f"{parallel.recompute_granularity}; give --recompute-granularity full, or --recompute-num-layers None."
         )
+    if parallel.recompute_granularity == "selective" and model.moe_experts == "looped":
+        raise ConfigError(
+            "recompute-granularity selective makes the grouped experts' first product again, but moe-experts is "
+            "looped; give --moe-experts grouped, or --recompute-granularity full."
+        )
 
 
 def _check_optimizer(optimizer: OptimizerConfig, training: TrainingConfig) -> None:

@@ -22,6 +22,7 @@ from megatron_yuan.model.attention import AttentionCache
 from megatron_yuan.model.context import TokenContext
 from megatron_yuan.model.embedding import TokenEmbedding
 from megatron_yuan.model.layer import YuanLayer
+from megatron_yuan.model.moe.experts import Experts
 from megatron_yuan.model.moe.stats import RouterStats, stack
 from megatron_yuan.model.norm import RMSNorm
 
@@ -36,7 +37,11 @@ class ModelOutput(NamedTuple):
 
 
 class YuanModel(nn.Module):
-    """Embedding (if `is_first`), the layers named, final norm and head (if `is_last`)."""
+    """Embedding (if `is_first`), the layers named, final norm and head (if `is_last`).
+
+    To spare memory, backward makes again: the first `recompute_layers` layers whole; of each, with
+    `recompute_products`, the experts' first product.
+    """
 
     def __init__(
         self,
@@ -45,6 +50,7 @@ class YuanModel(nn.Module):
         is_first: bool = True,
         is_last: bool = True,
         recompute_layers: int = 0,
+        recompute_products: bool = False,
     ) -> None:
         super().__init__()
         self.config, self.is_first, self.is_last = config, is_first, is_last
@@ -54,6 +60,8 @@ class YuanModel(nn.Module):
         if is_first or tied_head:
             self.embedding = TokenEmbedding(config.padded_vocab_size, config.hidden_size)
         self.layers = nn.ModuleDict({str(i): YuanLayer(config, i) for i in layer_ids})
+        for experts in (module for module in self.modules() if isinstance(module, Experts)):
+            experts.keep_h = not recompute_products
         if is_last:
             self.final_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
             if config.untie_embeddings_and_output_weights:

@@ -8,10 +8,17 @@ from dataclasses import dataclass
 from megatron_yuan.config.fields import with_values
 from megatron_yuan.config.layout import chunk_sizes, nearly_equal
 from megatron_yuan.config.schema import Config
+from megatron_yuan.planning.accounting import forward_flops
 from megatron_yuan.planning.balance import balanced_sizes, stage_seconds
 from megatron_yuan.planning.costs import costs_on
 from megatron_yuan.planning.machine import Machine
-from megatron_yuan.planning.memory import StageMemory, microbatches_of, plan_memory, recomputed_layers
+from megatron_yuan.planning.memory import (
+    StageMemory,
+    makes_products_again,
+    microbatches_of,
+    plan_memory,
+    recomputed_layers,
+)
 from megatron_yuan.planning.step_time import StepTime, step_time
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
@@ -48,10 +55,14 @@ class Layout:
         return max(self.memory, key=lambda stage: stage.total)
 
     @property
-    def recomputed(self) -> int:
-        """Layers of each chunk that are computed again in backward."""
+    def recomputed(self) -> str:
+        """How many layers of each chunk are computed again in backward, or what of each."""
         parallel = self.config.parallel
-        return (parallel.recompute_num_layers or 0) if parallel.recompute_granularity == "full" else 0
+        return str(parallel.recompute_num_layers or "all") if self._full else parallel.recompute_granularity
+
+    @property
+    def _full(self) -> bool:
+        return self.config.parallel.recompute_granularity == "full"
 
     @property
     def split(self) -> str:
@@ -111,7 +122,7 @@ def _splits(
 
 
 def recomputing_more(config: Config, replicas: int) -> list[Layout]:
-    """`config`, then with more and more layers of each chunk recomputed, up to all."""
+    """`config`, then with more and more arithmetic done again: selective, layers of each chunk, up to all."""
     parallel = config.parallel
     sizes = chunk_sizes(
         config.model.num_layers,
@@ -119,11 +130,21 @@ def recomputing_more(config: Config, replicas: int) -> list[Layout]:
         parallel.virtual_pipeline_model_parallel_size,
         parallel.pipeline_model_parallel_layout,
     )
-    least = recomputed_layers(config, max(sizes))
-    changed = [config]
-    for count in range(least + 1, max(sizes) + 1):
-        changed.append(with_values(config, {"recompute_granularity": "full", "recompute_num_layers": count}))
-    return [Layout(each, replicas, plan_memory(each, replicas)) for each in changed]
+    values = [{"recompute_granularity": "full", "recompute_num_layers": n} for n in range(1, max(sizes) + 1)]
+    if config.model.moe_experts == "grouped":
+        values.append({"recompute_granularity": "selective", "recompute_num_layers": None})
+    changed = [with_values(config, each) for each in values]
+    least = _share_again(config, max(sizes))
+    more = sorted((share, i) for i, each in enumerate(changed) if (share := _share_again(each, max(sizes))) > least)
+    return [Layout(each, replicas, plan_memory(each, replicas)) for each in [config, *(changed[i] for _, i in more)]]
+
+
+def _share_again(config: Config, layers: int) -> float:
+    """Share of a forward pass's arithmetic through a chunk's layers that backward does again."""
+    if makes_products_again(config):
+        flops = forward_flops(config.model, config.data.seq_length)
+        return flops.experts * 2 / 3 / (flops.causal - flops.head)
+    return recomputed_layers(config, layers) / layers
 
 
 def least_seconds(layout: Layout, machine: Machine) -> float:

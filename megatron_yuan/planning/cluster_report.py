@@ -40,9 +40,9 @@ def _ranking(plan: ClusterPlan) -> Iterator[str]:
     )
     for found in plan.best:
         yield _row(plan, found)
-    yield "  virtual: chunks of a stage; recompute: layers of each chunk; GB: of the fullest stage; bubble: idle share"
-    yield "  (even: of even stages); send: by a stage in a step; reduce: a stage's gradients, hidden behind backward"
-    yield "  MFU and GPU-hours: of the GPUs that a layout uses, stages x replicas"
+    yield "  virtual: chunks of a stage; recompute: layers of each chunk, or selective: the experts' first product;"
+    yield "  GB: of the fullest stage; bubble: idle share (even: of even stages); send: by a stage in a step; reduce: a"
+    yield "  stage's gradients, hidden behind backward; MFU, GPU-hours: of the GPUs that are used, stages x replicas"
 
 
 def _row(plan: ClusterPlan, found: TimedLayout) -> str:
@@ -52,7 +52,7 @@ def _row(plan: ClusterPlan, found: TimedLayout) -> str:
     days = plan.days(found)
     return (
         f"{layout.stages:6} {layout.virtual:7} {layout.replicas:8} {layout.config.training.micro_batch_size:5} "
-        f"{layout.recomputed:9} {layout.fullest.total / GB:4.0f} {step.bubble:7.1%} ({step.ideal_bubble:4.0%}) "
+        f"{layout.recomputed:>9} {layout.fullest.total / GB:4.0f} {step.bubble:7.1%} ({step.ideal_bubble:4.0%}) "
         f"{step.sent_bytes * scale / GB:8.1f} {step.reduced_bytes / GB:10.1f} {hidden:6.0%} {found.seconds:7.2f} "
         f"{plan.step_tokens / found.seconds:9,.0f} {plan.mfu(found):5.1%} {days:5.1f} "
         f"{days * 24 * layout.gpus:10,.0f}  {layout.split}"
@@ -90,9 +90,10 @@ def _described(layout: Layout) -> str:
     config = layout.config
     virtual = f" x {layout.virtual} virtual" if layout.virtual > 1 else ""
     split = "" if layout.split == "even" else f", layers {layout.split}"
-    recompute = (
-        f", {layout.recomputed} layers of each chunk recomputed" if layout.recomputed else ", nothing recomputed"
-    )
+    recompute = {
+        "none": ", nothing recomputed",
+        "selective": ", the experts' first product recomputed",
+    }.get(layout.recomputed, f", {layout.recomputed} layers of each chunk recomputed")
     return (
         f"{layout.stages} stages{virtual} x {layout.replicas} replicas, micro-batch {config.training.micro_batch_size}"
         f"{split}{recompute}"

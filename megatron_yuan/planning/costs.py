@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from megatron_yuan.config.schema import Config
 from megatron_yuan.planning.accounting import router_rows
 from megatron_yuan.planning.machine import Machine
-from megatron_yuan.planning.memory import GRADIENT_BYTES, element_bytes, expert_weights, optimizer_bytes
+from megatron_yuan.planning.memory import (
+    GRADIENT_BYTES,
+    element_bytes,
+    expert_weights,
+    makes_products_again,
+    optimizer_bytes,
+)
 from megatron_yuan.planning.simulation import Cores
 
 
@@ -129,7 +135,9 @@ def _layer(config: Config, machine: Machine, tokens: int) -> PassSeconds:
     experts = seconds(6 * H * F * K * tokens, visited * size)
     passing = touched / machine.memory_bytes_per_second
     gradients = _gradient_bytes(weights + expert_weights(model), size) / machine.memory_bytes_per_second
+    # Of the experts' three matrices, gate and up make the first product.
+    again = experts * 2 / 3 if makes_products_again(config) else 0.0
     # Backward of flash attention makes the scores again: 2.5 times the forward pass.
     return PassSeconds(
-        dense + scores + experts + passing, 2 * (dense + experts) + 2.5 * scores + 2 * passing + gradients
+        dense + scores + experts + passing, 2 * (dense + experts) + 2.5 * scores + 2 * passing + gradients + again
     )

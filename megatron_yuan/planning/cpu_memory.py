@@ -76,7 +76,9 @@ class _Needs:
 
         # A norm keeps its input and the normalised input in float32: with float32 weights the former is the residual.
         norm = 8 * H
-        dense = 3 * H + H // 2 + K * H + 2 * (K + model.num_shared_experts) * F
+        selective = parallel.recompute_granularity == "selective"
+        products = 2 * (K + model.num_shared_experts) * F
+        dense = 3 * H + H // 2 + K * H + (0 if selective else products)
         attention = (4 + (model.attention_dropout > 0 or config.data.reset_attention_mask)) * A
         router = {"attention": 5, "noisy-top-k": 7}.get(model.moe_router, 1) * E * 4
         small = K * (20 + s) + 4 * model.num_attention_heads + 16
@@ -96,11 +98,11 @@ class _Needs:
             + 2 * rows * H * s
             + E * expert * s
             + shared
-            + each * 9 * F * s
+            + each * (11 if selective else 9) * F * s
             + 2 * F * H * (6 if self.bf16 else 4)
         )
         self.attention = 3 * self.wide + 8 * T * A * s
-        self.attention_keeps = round(T * (K * H + 2 * K * F + H) * s) + T * norm
+        self.attention_keeps = round(T * (K * H + (0 if selective else 2 * K * F) + H) * s) + T * norm
         self.loss = 2 * self.wide + self._loss_chunks(min(T, LOSS_CHUNK_TOKENS) * V * s, -(-T // LOSS_CHUNK_TOKENS))
         # The head's gradient as it was kept, and scaled; or scaled, and in float32 as it joins DDP's sum.
         self.loss_backward = 2 * self.wide + self.table * (6 if self.bf16 else 8)

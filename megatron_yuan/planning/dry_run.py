@@ -18,6 +18,7 @@ from megatron_yuan.planning.memory import (
     StageMemory,
     attention_widths,
     element_bytes,
+    makes_products_again,
     microbatches_of,
     optimizer_bytes,
     plan_memory,
@@ -162,9 +163,11 @@ def _formulas(config: Config, plan: list[StageMemory]) -> Iterator[str]:
     kept = "chunk passes (interleaved)" if interleaved else "microbatches (1F1B: the stages from here on)"
     recompute = {
         "none": "recomputed: what is always, the router's scores and the experts' activation",
+        "selective": "recomputed: the experts' first product, 2KF, beside what always is (scores, activation)",
         "full": f"recomputed: {parallel.recompute_num_layers or 'all'} of each chunk's layers, which keep H alone",
     }[parallel.recompute_granularity]
-    per_token = f"((6.5 + K) H + {attention_widths(config)}A + 2KF) x {size} bytes + 5E x 4 (router)"
+    products = "" if makes_products_again(config) else " + 2KF"
+    per_token = f"((6.5 + K) H + {attention_widths(config)}A{products}) x {size} bytes + 5E x 4 (router)"
     yield f"  weights: parameters x {size} bytes ({'bfloat16' if size == 2 else 'float32'})"
     yield "  gradients: parameters x 4 bytes (float32 sums)"
     yield f"  optimizer: parameters x {state} bytes ({master}Adam's two float32 moments)"

@@ -86,15 +86,25 @@ def layer_activation_bytes(config: Config) -> int:
 
     Elements: (6.5 + K) H + 4A + 2KF, that is: residual before attention, before experts and in the filter 3H; normed
     states 3H; between the convolutions H/2; rows sent to experts KH; q, k, v and attention's output 4A; gate and up
-    2KF (what follows from them is made again in backward), and 2F for each shared expert. Rows or documents attended
-    apart (dropout, isolated documents): A more. Router: 5E float32.
+    2KF (what follows from them is made again in backward), and 2F for each shared expert; with selective recomputation
+    neither. Rows or documents attended apart (dropout, isolated documents): A more. Router: 5E float32.
     """
     model, size = config.model, element_bytes(config)
     H, A, K = model.hidden_size, model.attention_size, model.experts_per_token
-    widths = 2 * (K + model.num_shared_experts) * model.ffn_hidden_size
-    elements = 6 * H + H // 2 + K * H + attention_widths(config) * A + widths
+    kept = 0 if makes_products_again(config) else product_width(model)
+    elements = 6 * H + H // 2 + K * H + attention_widths(config) * A + kept
     router = {"attention": 5, "noisy-top-k": 7}.get(model.moe_router, 1) * model.num_experts * 4
     return round(elements * size) + router
+
+
+def product_width(model: ModelConfig) -> float:
+    """Elements a token of the experts' first product: gate and up, 2F of each that it visits."""
+    return 2 * (model.experts_per_token + model.num_shared_experts) * model.ffn_hidden_size
+
+
+def makes_products_again(config: Config) -> bool:
+    """Whether backward makes the experts' first product again, rather than being handed it."""
+    return config.parallel.recompute_granularity == "selective"
 
 
 def _stage(
@@ -151,12 +161,12 @@ def _chunk_activation_bytes(config: Config, layers: int) -> int:
 
 
 def _layer_working_bytes(config: Config, tokens: int) -> int:
-    """Backward of one layer: its activations if recomputed, gradients of the experts' rows (3KF a token), and the
-    gradients of all experts' weights (3EFH), which come together, before they are added to the float32 sums."""
+    """Backward of one layer: what it makes again, gradients of the experts' rows (3KF a token), and the gradients of
+    all experts' weights (3EFH), which come together, before they are added to the float32 sums."""
     model, size = config.model, element_bytes(config)
-    rows = round(3 * (model.experts_per_token + model.num_shared_experts) * model.ffn_hidden_size * size)
-    recomputed = layer_activation_bytes(config) if config.parallel.recompute_granularity == "full" else 0
-    return tokens * (rows + recomputed) + expert_weights(model) * size
+    rows = round(1.5 * product_width(model) * size)
+    again = {"none": 0, "selective": round(product_width(model) * size), "full": layer_activation_bytes(config)}
+    return tokens * (rows + again[config.parallel.recompute_granularity]) + expert_weights(model) * size
 
 
 def expert_weights(model: ModelConfig) -> int:

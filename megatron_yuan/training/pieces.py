@@ -18,12 +18,12 @@ from megatron_yuan.config.fields import with_values
 from megatron_yuan.config.schema import Config
 from megatron_yuan.data.batch import Batch, make_batch
 from megatron_yuan.mcore.parallel import DistributedDataParallel
-from megatron_yuan.model.initialize import initialize
 from megatron_yuan.model.model import YuanModel
 from megatron_yuan.parallel.chunk import PipelineChunk, schedule_config, wrap_chunks
 from megatron_yuan.parallel.topology import Topology
 from megatron_yuan.planning.costs import PassSeconds
 from megatron_yuan.training.optimizer import MixedPrecisionAdamW
+from megatron_yuan.training.setup import build_part
 from megatron_yuan.training.step import forward_step_of
 
 Pieces = dict[str, float]
@@ -50,8 +50,10 @@ class PieceTimes:
     """
 
     def __init__(self, config: Config, topology: Topology) -> None:
-        alone = {"pipeline_model_parallel_layout": None, "recompute_granularity": "none", "recompute_num_layers": None}
-        config = self.config = with_values(config, alone | {"num_layers": 3})
+        alone: dict[str, object] = {"pipeline_model_parallel_layout": None, "num_layers": 3}
+        if config.parallel.recompute_granularity == "full":  # of some layers perhaps: another forward pass of theirs
+            alone |= {"recompute_granularity": "none", "recompute_num_layers": None}
+        config = self.config = with_values(config, alone)
         # Of a pipeline of one stage and one replica: nobody is waited for.
         self.topology = topology = replace(topology, pp_rank=0, pp_size=1, vp_size=1, dp_rank=0, dp_size=1)
         B, S = config.training.micro_batch_size, config.data.seq_length
@@ -61,21 +63,14 @@ class PieceTimes:
         device = topology.device
         dtype = torch.bfloat16 if config.optimizer.bf16 else torch.float32
         self.message = torch.randn(B, S, config.model.hidden_size, generator=random).to(device, dtype)
-        self.chunks = {name: self._chunk(*edges, dtype) for name, edges in PARTS.items()}
+        self.chunks = {name: self._chunk(*edges) for name, edges in PARTS.items()}
         parameters = dict(cast(YuanModel, self.chunks["middle"].module.part).named_parameters())
         trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         self.optimizer = MixedPrecisionAdamW(trained, (), config.optimizer)
         self.count = sum(parameter.numel() for parameter in trained.values())
 
-    def _chunk(self, is_first: bool, is_last: bool, dtype: torch.dtype) -> DistributedDataParallel:
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        try:
-            with torch.device(self.topology.device):
-                part = YuanModel(self.config.model, [1], is_first, is_last)
-        finally:
-            torch.set_default_dtype(default)
-        initialize(part, self.config.model, self.config.training.seed)
+    def _chunk(self, is_first: bool, is_last: bool) -> DistributedDataParallel:
+        part = build_part(self.config, self.topology.device, [1], is_first, is_last)
         chunk = PipelineChunk(part, None, schedule_config(self.config, self.topology), 0)
         return wrap_chunks([chunk], self.config, self.topology)[0]
 

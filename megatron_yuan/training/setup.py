@@ -16,6 +16,7 @@ from megatron_yuan.model.moe.balance import move_bias
 from megatron_yuan.parallel.chunk import PipelineChunk, schedule_config, wrap_chunks
 from megatron_yuan.parallel.stages import layers_of_chunks
 from megatron_yuan.parallel.topology import Topology
+from megatron_yuan.planning.memory import recomputed_layers
 from megatron_yuan.training.optimizer import MixedPrecisionAdamW
 
 TIED = "embedding.weight"
@@ -58,28 +59,30 @@ def build_training_model(config: Config, topology: Topology) -> TrainingModel:
 
 
 def _build_parts(config: Config, topology: Topology) -> list[YuanModel]:
-    parallel = config.parallel
-    placement = layers_of_chunks(
-        config.model.num_layers, topology.pp_size, topology.vp_size, parallel.pipeline_model_parallel_layout
-    )[topology.pp_rank]
-    default = torch.get_default_dtype()
+    layout = config.parallel.pipeline_model_parallel_layout
+    chunks = layers_of_chunks(config.model.num_layers, topology.pp_size, topology.vp_size, layout)[topology.pp_rank]
+    first, last = topology.is_first_stage, topology.is_last_stage
+    return [
+        build_part(config, topology.device, layers, first and i == 0, last and i == topology.vp_size - 1)
+        for i, layers in enumerate(chunks)
+    ]
+
+
+def build_part(config: Config, device: torch.device, layers: Sequence[int], is_first: bool, is_last: bool) -> YuanModel:
+    """These layers and edges of the model, initialised from the seed, in the run's dtype, recomputing as it says."""
+    parallel, default = config.parallel, torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16 if config.optimizer.bf16 else torch.float32)
     try:
-        parts = []
-        for i, layers in enumerate(placement):
-            recomputed = parallel.recompute_num_layers
-            with torch.device(topology.device):
-                part = YuanModel(
-                    config.model,
-                    layers,
-                    is_first=topology.is_first_stage and i == 0,
-                    is_last=topology.is_last_stage and i == topology.vp_size - 1,
-                    recompute_layers=(len(layers) if recomputed is None else recomputed)
-                    if parallel.recompute_granularity == "full"
-                    else 0,
-                )
-            initialize(part, config.model, config.training.seed)
-            parts.append(part)
-        return parts
+        with torch.device(device):
+            part = YuanModel(
+                config.model,
+                layers,
+                is_first,
+                is_last,
+                recompute_layers=recomputed_layers(config, len(layers)),
+                recompute_products=parallel.recompute_granularity == "selective",
+            )
     finally:
         torch.set_default_dtype(default)
+    initialize(part, config.model, config.training.seed)
+    return part

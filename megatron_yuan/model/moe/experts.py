@@ -26,12 +26,14 @@ class Experts(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(num_experts, 2 * ffn_size, config.hidden_size))
         self.down = nn.Parameter(torch.empty(num_experts, config.hidden_size, ffn_size))
         self.looped = config.moe_experts == "looped"
+        self.keep_h = True
+        """Whether backward is handed the first product, or makes it again; the looped experts always keep it."""
 
     def forward(self, x_RH: Tensor, weights_R: Tensor, ends_E: Tensor) -> Tensor:
         """Outputs [R, H] of rows sorted by expert, expert e's ending at `ends_E[e]`, each times its routing weight."""
         if self.looped:
             return self._forward_looped(x_RH, weights_R, row_counts(ends_E))
-        return grouped_swiglu(x_RH, weights_R, self.gate_up, self.down, ends_E)
+        return grouped_swiglu(x_RH, weights_R, self.gate_up, self.down, ends_E, self.keep_h)
 
     def _forward_looped(self, x_RH: Tensor, weights_R: Tensor, counts: list[int]) -> Tensor:
         parts = []

@@ -28,6 +28,8 @@ SMALL = with_values(
     [
         (1, {"bf16": False, "recompute_granularity": "full", "recompute_num_layers": 2}),
         (1, {"recompute_granularity": "full", "vocab_size": 512, "num_experts": 32}),
+        (1, {"recompute_granularity": "selective", "ffn_hidden_size": 1024}),
+        (2, {"pipeline_model_parallel_size": 2, "recompute_granularity": "selective", "bf16": False}),
         (2, {"pipeline_model_parallel_size": 2, "micro_batch_size": 2}),
         (2, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
     ],

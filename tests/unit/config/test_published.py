@@ -120,6 +120,11 @@ def test_no_published_or_megatron_flag_hides_a_setting() -> None:
         ("--train-reset --load run", "finetune", True),
         ("--recompute-granularity full --recompute-method block --recompute-num-layers 2", "recompute_num_layers", 2),
         ("--preset yuan2-m32 --recompute-method uniform", "recompute_num_layers", None),
+        (
+            "--recompute-granularity selective --recompute-modules moe_act layernorm",
+            "recompute_granularity",
+            "selective",
+        ),
         ("--untie-embeddings-and-output-weights", "untie_embeddings_and_output_weights", True),
         ("--no-load-optim", "load_optim", False),
         ("--moe-ffn-hidden-size 64", "ffn_hidden_size", 64),

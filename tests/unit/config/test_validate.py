@@ -26,6 +26,7 @@ def config(**values: Any) -> Config:
         ({"pipeline_model_parallel_size": 2, "pipeline_model_parallel_layout": "12,13"}, "adds up to 25"),
         ({"virtual_pipeline_model_parallel_size": 2}, "pipeline stages, but there is 1"),
         ({"recompute_num_layers": 1}, "--recompute-granularity full"),
+        ({"recompute_granularity": "selective", "moe_experts": "looped"}, "--moe-experts grouped"),
         ({"split": "a,b"}, "must be three shares"),
         ({"split": "0,0,0"}, "must be three shares"),
         ({"split": "1,nan,0"}, "must be three shares"),

@@ -23,11 +23,13 @@ KEYS = [101, 202, 303]
 DOCUMENTS = torch.tensor([[0, 0, 0, 3, 3, 5, 5, 5], [0] * 8, [0, 1, 2, 2, 2, 2, 2, 2]])
 
 
-def model_of(layers: Sequence[int] | None = None, recompute: int = 0, **values: float) -> YuanModel:
+def model_of(
+    layers: Sequence[int] | None = None, recompute: int = 0, products: bool = False, **values: float
+) -> YuanModel:
     """The whole model, or the part of it that holds these layers."""
     config = dataclasses.replace(config_of(SHAPE), **values)  # type: ignore[arg-type]
     first, last = layers is None or 0 in layers, layers is None or SHAPE.layers - 1 in layers
-    model = YuanModel(config, layers, first, last, recompute_layers=recompute)
+    model = YuanModel(config, layers, first, last, recompute_layers=recompute, recompute_products=products)
     model.load_state_dict({name: WEIGHTS[name].detach().clone() for name in model.state_dict()})
     return model
 
@@ -56,10 +58,12 @@ def gradients_of(parts: Sequence[YuanModel], isolated: bool = False) -> dict[str
 
 
 @pytest.mark.parametrize("isolated", [False, True])
-@pytest.mark.parametrize("recompute", [1, 3])
-def test_recompute_gives_the_same_gradients_to_the_bit_dropout_included(recompute: int, isolated: bool) -> None:
+@pytest.mark.parametrize(("recompute", "products"), [(1, False), (3, False), (0, True), (1, True)])
+def test_recompute_gives_the_same_gradients_to_the_bit_dropout_included(
+    recompute: int, products: bool, isolated: bool
+) -> None:
     plain = gradients_of([model_of(**DROPOUTS)], isolated)
-    again = gradients_of([model_of(recompute=recompute, **DROPOUTS)], isolated)
+    again = gradients_of([model_of(recompute=recompute, products=products, **DROPOUTS)], isolated)
     assert plain.keys() == again.keys()
     for name, gradient in plain.items():
         assert torch.equal(gradient, again[name]), name

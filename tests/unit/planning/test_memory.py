@@ -65,9 +65,10 @@ def test_earlier_stages_keep_more_microbatches() -> None:
     assert [stage.in_flight for stage in plan_memory(virtual)] == [5, 3]
 
 
-@pytest.mark.parametrize("values", [{}, {"moe_router": "softmax"}, {"moe_router_topk": 3}])
-def test_activations_are_what_a_layer_keeps_for_backward(values: dict[str, Any]) -> None:
-    config = changed(SMALL, **values)
+@pytest.mark.parametrize("values", [{}, {"moe_router": "softmax"}, {"moe_router_topk": 3}, {"num_shared_experts": 2}])
+@pytest.mark.parametrize("granularity", ["none", "selective"])
+def test_activations_are_what_a_layer_keeps_for_backward(values: dict[str, Any], granularity: str) -> None:
+    config = changed(SMALL, **values, recompute_granularity=granularity)
     kept = measured_bytes_per_token(config)
     # On a CPU each of the three norms keeps its normalised input too; the rotary tables are shared by all layers.
     kept -= 3 * config.model.hidden_size * 4 + 2 * config.model.rotary_dim * 4
@@ -76,6 +77,9 @@ def test_activations_are_what_a_layer_keeps_for_backward(values: dict[str, Any])
 
 def measured_bytes_per_token(config: Config) -> float:
     layer = YuanLayer(config.model, 0)
+    for experts in (layer.moe.experts, layer.moe.shared_experts):
+        if experts is not None:
+            experts.keep_h = config.parallel.recompute_granularity == "none"
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     weights = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}

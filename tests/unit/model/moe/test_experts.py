@@ -57,13 +57,15 @@ def test_grouped_experts_are_the_looped_ones_forward_and_backward(choice: list[l
     x_TH, upstream = (torch.randn(len(choice), H, generator=random) for _ in range(2))
     weights_TK = torch.rand(experts_TK.shape, generator=random)
     results = []
-    for kind in ("grouped", "looped"):
+    for kind, keep_h in (("grouped", True), ("grouped", False), ("looped", True)):
         experts = experts_of(kind)
+        experts.keep_h = keep_h
         x, p = x_TH.clone().requires_grad_(), weights_TK.clone().requires_grad_()
         y = mixed(experts, x, p, experts_TK)
         y.backward(upstream)
         results.append([y.detach(), x.grad, p.grad, experts.gate_up.grad, experts.down.grad])
-    for found, expected in zip(*results, strict=True):
+    for found, again, expected in zip(*results, strict=True):
+        assert torch.equal(found, again)  # what is made again in backward is what was there
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     idle = sorted(set(range(E)) - set(experts_TK.flatten().tolist()))
     assert not results[0][3][idle].any() and not results[0][4][idle].any()
