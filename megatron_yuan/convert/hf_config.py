@@ -24,7 +24,13 @@ OWN_KEYS = ("rotary_base", "rotary_percent", "rotary_ntk_factor", "rotary_roundi
 
 _REQUIRED_VALUES: dict[str, Any] = {"hidden_act": "silu", "use_moe": True}
 _REQUIRED_MOE_VALUES: dict[str, Any] = {"gated_linear_unit": True, "norm_topk_prob": True}
-_ONLY_DEFAULTS: dict[str, Any] = {"rope_scaling": None, "attention_bias": False, "sliding_window": None}
+_ONLY_DEFAULTS: dict[str, Any] = {
+    "rope_scaling": None,
+    "rope_parameters": None,
+    "attention_bias": False,
+    "sliding_window": None,
+    "quantization_config": None,
+}
 """Keys of other families that would change what is computed; not supported."""
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -161,7 +167,7 @@ def _eod_id(read: _Reader, vocab_size: int) -> int | None:
 
 def _percent(rotary_dim: int, head_dim: int, source: str, keys: Mapping[str, Any]) -> float:
     """The share of a head that is `rotary_dim` channels of `head_dim`, exact under ModelConfig.rotary_dim."""
-    if "rotary_percent" in keys:
+    if keys.get("rotary_percent") is not None:  # null is what transformers may write for a key that is unset
         return 1.0  # not asked for
     if rotary_dim > head_dim:
         raise CheckpointError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -49,8 +50,10 @@ def read(benchmark: str, folder: Path) -> list[Question]:
         for number, line in _records(file):
             try:
                 record = json.loads(line) if ".jsonl" in file.name else {"line": line, "subject": subject}
+                if not isinstance(record, dict):
+                    raise ValueError(f"a JSON {type(record).__name__}, no object")
                 questions.append(PARSERS[benchmark](record))
-            except (ValueError, KeyError, TypeError, IndexError) as error:
+            except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
                 raise DataError(f"{file}, line {number}: not a question of {benchmark} ({error!r}).") from None
     if not questions:
         raise DataError(f"{path} holds no question.")
@@ -62,7 +65,9 @@ def read(benchmark: str, folder: Path) -> list[Question]:
 def _records(path: Path) -> Iterator[tuple[int, str]]:
     """Number and text of each record; one of a text file that is broken over lines is joined."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        # A byte order mark, as some editors write one, is no part of the first question.
+        how: dict[str, Any] = {"mode": "rt", "encoding": "utf-8-sig"}
+        with gzip.open(path, **how) if path.suffix == ".gz" else path.open(**how) as file:
             text = file.read()
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from None
@@ -85,22 +90,32 @@ def _split(line: str) -> tuple[str, str]:
     return question.replace("<n>", "\n").strip(), answer.replace("<n>", "\n").strip()
 
 
+def _text(record: dict[str, Any], name: str) -> str:
+    if not isinstance(record[name], str):
+        raise ValueError(f"{name} is {record[name]!r}, no text")
+    return record[name]
+
+
 def _gsm8k(record: dict[str, Any]) -> Question:
-    question, answer = _split(record["line"]) if "line" in record else (record["question"], record["answer"])
+    if "line" in record:
+        question, answer = _split(_text(record, "line"))
+    else:
+        question, answer = _text(record, "question"), _text(record, "answer")
     gold = answer.rsplit("####", 1)[-1].strip().replace(",", "")
-    float(gold)
+    if not math.isfinite(float(gold)):
+        raise ValueError(f"answer {gold} is no number")
     return {"question": question, "answer": gold}
 
 
 def _math(record: dict[str, Any]) -> Question:
     if "line" in record:
-        question, answer = _split(record["line"])
+        question, answer = _split(_text(record, "line"))
     elif "answer" in record:
-        question, answer = record["problem"], record["answer"]
+        question, answer = _text(record, "problem"), _text(record, "answer")
     else:
         from megatron_yuan.evaluation.scoring import boxed
 
-        question, answer = record["problem"], boxed(record["solution"])
+        question, answer = _text(record, "problem"), boxed(_text(record, "solution"))
     if not answer:
         raise ValueError("no answer")
     return {"question": question, "answer": answer}
@@ -108,7 +123,7 @@ def _math(record: dict[str, Any]) -> Question:
 
 def _choices(record: dict[str, Any]) -> Question:
     """The choices begin at the last "A." that stands at the start of a line, and go on in the letters' order."""
-    text, letter = _split(record["line"])
+    text, letter = _split(_text(record, "line"))
     marks = [each for each in re.finditer(r"^([A-K])\.", text, re.MULTILINE)]
     first = max(i for i, mark in enumerate(marks) if mark[1] == "A")
     found = [marks[first]]
@@ -119,7 +134,7 @@ def _choices(record: dict[str, Any]) -> Question:
     if letter not in letters:
         raise ValueError(f"answer {letter!r} is none of {''.join(letters)}")
     return {
-        "subject": record.get("subject", ""),
+        "subject": _text(record, "subject") if "subject" in record else "",
         "question": text,
         "letters": letters,
         "answer": letter,
@@ -128,7 +143,7 @@ def _choices(record: dict[str, Any]) -> Question:
 
 
 def _humaneval(record: dict[str, Any]) -> Question:
-    return {name: str(record[name]) for name in ("task_id", "prompt", "test", "entry_point")}
+    return {name: _text(record, name) for name in ("task_id", "prompt", "test", "entry_point")}
 
 
 PARSERS: dict[str, Callable[[dict[str, Any]], Question]] = {

@@ -98,7 +98,13 @@ def _device(device: torch.device | str | None) -> torch.device:
     try:
         chosen = torch.device(device or "cpu")
     except RuntimeError:
-        raise ConfigError(f"device is {device!r}, but must be auto, cpu, cuda or cuda:N.") from None
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {str(device)!r}, but must be auto, cpu, cuda or cuda:N.")
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device is {device!r}, but torch sees no GPU here; give --device cpu.")
+        raise ConfigError(f"device is {str(device)!r}, but torch sees no GPU here; give --device cpu.")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device is {str(device)!r}, but torch sees {torch.cuda.device_count()} GPUs, counted from 0."
+        )
     return chosen

@@ -286,6 +286,14 @@ def test_a_rotary_width_of_any_share_of_the_head_is_kept_exactly(tmp_path: Path)
             assert open_hf_folder(tmp_path).config.model.rotary_dim == rotary_dim
 
 
+def test_a_rotary_percent_of_null_is_one_that_is_not_given(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "hf", dataclasses.replace(TIED, hidden=36, heads=3, head_dim=24))
+    keys = json.loads((folder / "config.json").read_text())
+    without = open_hf_folder(folder).config
+    (folder / "config.json").write_text(json.dumps({**keys, "rotary_percent": None}))
+    assert open_hf_folder(folder).config == without and without.model.rotary_dim == 12
+
+
 def test_the_path_is_a_folder_of_ours_or_theirs(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path)
     with pytest.raises(CheckpointError, match="missing"):

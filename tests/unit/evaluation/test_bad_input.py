@@ -54,6 +54,12 @@ def test_a_router_that_looks_ahead_is_not_asked_to_generate(questions: Path) -> 
         ("arc_challenge.txt", "A question<n>A.x<n>B.y", "is the file cut off"),
         ("arc_challenge.txt", "A question<n>A.x<n>B.y[SEP]F\n", "answer 'F' is none of AB"),
         ("math.txt", "", "holds no question"),
+        ("gsm8k.jsonl", '{"question": "x", "answer": 5}\n', "answer is 5, no text"),
+        ("gsm8k.jsonl", '{"question": null, "answer": "5"}\n', "question is None, no text"),
+        ("gsm8k.jsonl", '{"question": "x", "answer": "#### nan"}\n', "answer nan is no number"),
+        ("gsm8k.jsonl", "[1]\n", "a JSON list, no object"),
+        ("gsm8k.jsonl", "[" * 100_000 + "\n", "line 1: not a question"),
+        ("mmlu.jsonl", '{"line": null}\n', "line is None, no text"),
     ],
 )
 def test_a_damaged_file_is_named_with_its_line(tmp_path: Path, file: str, text: str, said: str) -> None:
@@ -62,6 +68,14 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path: Path, file: str, text: 
     (tmp_path / file).write_text(text)
     with pytest.raises(DataError, match=said):
         task_data.read(file.partition(".")[0], tmp_path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_question(tmp_path: Path) -> None:
+    from megatron_yuan.evaluation import task_data
+
+    (tmp_path / "gsm8k.jsonl").write_text('{"question": "x", "answer": "5"}\n', encoding="utf-8-sig")
+    (tmp_path / "math.txt").write_text("y[SEP]6\n", encoding="utf-8-sig")
+    assert [task_data.read(each, tmp_path)[0]["question"] for each in ("gsm8k", "math")] == ["x", "y"]
 
 
 def test_the_command_refuses_without_a_traceback(questions: Path, tmp_path: Path) -> None:

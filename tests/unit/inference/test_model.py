@@ -203,8 +203,9 @@ def test_what_cannot_be_loaded_is_said(folder: Path, tmp_path: Path) -> None:
         megatron_yuan.load(folder, dtype=torch.int8)
     with pytest.raises(ConfigError, match="dtype is 'int8'"):
         megatron_yuan.load(folder, dtype="int8")
-    with pytest.raises(ConfigError, match="device is 'warp'"):
-        megatron_yuan.load(folder, device="warp")
+    for device in ("warp", "mps", "meta", torch.device("xpu")):
+        with pytest.raises(ConfigError, match=f"device is '{device}', but must be auto, cpu, cuda"):
+            megatron_yuan.load(folder, device=device)
 
 
 @pytest.mark.parametrize("firsts", [None, [0, 5, 16]])
