@@ -7,6 +7,7 @@ of the package: it starts in milliseconds, once for each program.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -149,14 +150,22 @@ def write(descriptor: int, data: bytes, seconds: float) -> None:
 
 
 def folder_size(folder: str) -> int:
-    """Bytes of all files in it, each counted as a block at least."""
+    """Bytes of all files in it, each counted as a block at least; endless where it is too deep to be gone through."""
     total = 0
-    for path, folders, names in os.walk(folder):
-        total += 4096 * len(folders)
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += max(4096, os.lstat(os.path.join(path, name)).st_size)
+    try:
+        for path, folders, names in os.walk(folder, onerror=_too_deep):
+            total += 4096 * len(folders)
+            for name in names:
+                with contextlib.suppress(OSError):
+                    total += max(4096, os.lstat(os.path.join(path, name)).st_size)
+    except RecursionError:
+        return sys.maxsize
     return total
+
+
+def _too_deep(error: OSError) -> None:
+    if error.errno == errno.ENAMETOOLONG:
+        raise RecursionError
 
 
 def end_all(child: int) -> None:

@@ -161,6 +161,8 @@ FORBIDDEN = {
 }
 GETS_OWN_LIMITS = 302
 """prlimit64 with process 0: the C library asks for its own stack's size."""
+FCNTL, NAMES_A_PROCESS = 72, (8, 10, 15)
+"""F_SETOWN, F_SETSIG, F_SETOWN_EX: a pipe of its own would send any process of the same user any signal."""
 
 
 def forbid_calls() -> None:
@@ -185,6 +187,11 @@ def forbid_calls() -> None:
         (jump_equal, 1, 0, 0),
         (give, 0, 0, refuse),
         (give, 0, 0, allow),
+        (jump_equal, 0, 3 + len(NAMES_A_PROCESS), FCNTL),
+        (load, 0, 0, 24),  # its second argument
+        *((jump_equal, len(NAMES_A_PROCESS) - i, 0, what) for i, what in enumerate(NAMES_A_PROCESS)),
+        (give, 0, 0, allow),
+        (give, 0, 0, refuse),
     ]
     for number in numbers:
         steps += [(jump_equal, 0, 1, number), (give, 0, 0, refuse)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import os
-import shutil
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -114,7 +116,9 @@ def run(program: Program, limits: Limits, isolation: Isolation) -> Verdict:
     try:
         answer, trouble = keeper.communicate(json.dumps(job) + "\n", timeout=limits.seconds + GRACE)
         found = json.loads(answer)
-        return Verdict(found["passed"] is True, str(found["reason"])[:300])
+        # Half a surrogate pair, which an error of the program may have for its text, could not be written to a file.
+        reason = str(found["reason"])[:300].encode("utf-8", "backslashreplace").decode()
+        return Verdict(found["passed"] is True, reason)
     except subprocess.TimeoutExpired:
         return Verdict(False, "timed out")
     except (ValueError, KeyError, TypeError):
@@ -123,4 +127,31 @@ def run(program: Program, limits: Limits, isolation: Isolation) -> Verdict:
         if keeper.poll() is None:
             keeper.kill()
         keeper.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
+
+
+def remove(folder: str) -> None:
+    """Remove `folder` and what it holds, as far as it can be: step by step, for a program may have made it deeper than
+    recursion, descriptors or a path's length reach. Folders inside are moved up before they are gone through."""
+    if os.path.islink(folder):  # put in its place, to have something else removed
+        os.unlink(folder)
+        return
+    name, number = f"{secrets.token_hex(8)}-", itertools.count()
+    pending = [folder]
+    while pending:
+        here = pending.pop()
+        with contextlib.suppress(OSError):
+            os.chmod(here, 0o700)
+            for entry in list(os.scandir(here)):
+                with contextlib.suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        os.chmod(entry.path, 0o700)  # to be moved, it has to be writable
+                        pending.append(os.path.join(folder, f"{name}{next(number)}"))
+                        os.rename(entry.path, pending[-1])
+                    else:
+                        os.unlink(entry.path)
+        if here != folder:
+            with contextlib.suppress(OSError):
+                os.rmdir(here)
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)

@@ -70,6 +70,9 @@ HOSTILE = {
     "fills shared memory": "import os\nwith open('/dev/shm/MARK', 'wb') as f:\n    while True: f.write(bytes(2**20))\n",
     "a huge file": "f = open('x', 'wb')\nwhile True: f.write(bytes(2**20))\n",
     "many files": "i = 0\nwhile True:\n    open(f'x{i}', 'wb').write(bytes(2**19)); i += 1\n",
+    "folders deeper than recursion": (
+        "import os\nfor _ in range(3000):\n    try: os.mkdir('d'); os.chdir('d')\n    except OSError: break\n" + DOUBLE
+    ),
     "folders in folders": "import os\nwhile True:\n    os.mkdir('d'); os.chdir('d')\n",
     "prints without end": "while True: print('x' * 2**20)\n",
     "a reply without end": "import os\nwhile True: os.write(4, b'x' * 2**16)\n",
@@ -108,12 +111,20 @@ HOSTILE = {
     "crashes": "import ctypes\nctypes.string_at(0)\n",
     "traces its parent": "import ctypes, os\nctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0)\n" + DOUBLE,
     "writes its parent's memory": "import os\nopen(f'/proc/{os.getppid()}/mem', 'r+b').write(b'x')\n" + DOUBLE,
+    "has a pipe signal its parent": (
+        "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(r, 10, 9)\nfcntl.fcntl(r, 8, os.getppid())\n"
+        "fcntl.fcntl(r, 4, fcntl.fcntl(r, 3) | 0o20000)\nos.write(w, b'x')\n" + DOUBLE
+    ),
     "takes limits from itself": "import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))\nx = bytearray(2**33)\n",
     # files and network
     "writes outside": "open('OUTSIDE/written', 'w').write('x')\n" + DOUBLE,
     "deletes outside": "import shutil\nshutil.rmtree('OUTSIDE')\n" + DOUBLE,
     "changes rights outside": "import os\nos.chmod('OUTSIDE/kept', 0)\n" + DOUBLE,
     "a link outside": "import os\nos.symlink('OUTSIDE/kept', 'l')\nopen('l', 'w').write('x')\n" + DOUBLE,
+    "a link in the place of its folder": (
+        "import os\nhere = os.getcwd()\ntry: os.rmdir(here); os.symlink('OUTSIDE', here)\nexcept OSError: pass\n"
+        + DOUBLE
+    ),
     "reads outside": "assert not open('OUTSIDE/kept').read()\ndef double(x): return 42\n",
     "reads the tests in another process": (
         "import os, re\nfor p in os.listdir('/proc'):\n    try: t = open(f'/proc/{p}/cmdline').read() + open(f'/proc/{p}/environ').read()\n"
@@ -131,6 +142,7 @@ HOSTILE = {
     "nulls": "\0" * 100,
     "deeply nested": "(" * 100000,
     "raises": "def double(x):\n    raise ValueError('x' * 10**7)\n",
+    "raises what no file can hold": "def double(x):\n    raise TypeError('\\ud800' * 50)\n",
     "raises what cannot be told": (
         "class E(TypeError):\n    def __str__(self): raise E\ndef double(x):\n    raise E\n"
     ),

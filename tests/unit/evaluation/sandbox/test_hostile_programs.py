@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -96,6 +97,9 @@ def test_each_fails_and_none_hangs_stays_or_reaches_out(everything: Round, isola
         assert not Path("/dev/shm/MARK").exists()
     if isolation.seccomp or isolation.namespaces:
         assert everything.calls == 0
+    # A report that holds the reasons can be written, and their folders are gone.
+    assert all(each.reason.encode() for each in everything.verdicts.values())
+    assert list(everything.outside.parent.iterdir()) == [everything.outside]
     # The next program finds everything as it was.
     assert pool.run(HARMLESS, LIMITS, isolation) == Verdict(True, "passed")
 
@@ -112,6 +116,25 @@ def test_one_layer_is_enough_against_processes(layer: str, isolation: Isolation,
     found = tried(names, tmp_path / "outside", alone)
     assert not [name for name, verdict in found.verdicts.items() if verdict.passed]
     assert left_over(tmp_path) == []
+
+
+def test_where_there_are_no_namespaces_no_folder_is_too_deep_and_no_signal_leaves(tmp_path: Path) -> None:
+    alone = Isolation(False, False, False, True)
+    if not pool.run(HARMLESS, LIMITS, alone).passed:
+        pytest.skip("no seccomp here")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    with subprocess.Popen(["sleep", "60"]) as neighbour:
+        signal_it = HOSTILE["has a pipe signal its parent"].replace("os.getppid()", str(neighbour.pid))
+        link = HOSTILE["a link in the place of its folder"].replace("OUTSIDE", str(outside))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", str(tmp_path))
+            for program in (signal_it, link, HOSTILE["folders deeper than recursion"]):
+                assert not pool.run(HARMLESS._replace(program=program), LIMITS, alone).passed
+        assert neighbour.poll() is None
+        neighbour.kill()
+    assert [each.name for each in tmp_path.rglob("*")] == ["outside", "kept"]
 
 
 def test_values_that_are_plain_come_back_as_they_are(isolation: Isolation) -> None:
