@@ -82,3 +82,6 @@ class YuanConfig(PretrainedConfig):
         if self.rotary_percent is None:
             return self.hidden_size // self.num_attention_heads
         return int(self.head_dim * self.rotary_percent)
+
+
+YuanConfig.register_for_auto_class()

@@ -201,11 +201,16 @@ ROUTERS = {"attention": YuanAttentionRouter, "softmax": YuanLinearRouter}
 
 
 class YuanMatrix(nn.Module):
-    """A weight that its owner multiplies by."""
+    """A weight that its owner multiplies by. It is asked for by a call, which is when accelerate brings weights that it
+    keeps elsewhere."""
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(*shape))
+
+    def forward(self) -> Tensor:
+        """The weight."""
+        return self.weight
 
 
 class YuanExpert(nn.Module):
@@ -227,8 +232,8 @@ class YuanExperts(nn.ModuleList):
     def forward(self, x_RH: Tensor, p_R: Tensor, counts_E: Tensor) -> Tensor:
         """Each of R rows through its expert, times p; `counts` [E] rows an expert, in order."""
         experts: list[Any] = list(self)
-        w1 = stacked([expert.w1.weight for expert in experts])
-        w2 = stacked([expert.w2.weight for expert in experts])
+        w1 = stacked([expert.w1() for expert in experts])
+        w2 = stacked([expert.w2() for expert in experts])
         gate, up = grouped_product(x_RH, w1, counts_E).chunk(2, dim=-1)
         return grouped_product(F.silu(gate) * up * p_R.unsqueeze(1).to(x_RH.dtype), w2, counts_E)
 
@@ -287,6 +292,8 @@ def _can_group(x_RI: Tensor, weight_EOI: Tensor) -> bool:
     aligned = all(size * x_RI.element_size() % 16 == 0 for size in weight_EOI.shape[1:])
     if not hasattr(F, "grouped_mm") or not aligned:
         return False
+    if torch.compiler.is_compiling() and x_RI.dtype != torch.bfloat16:
+        return False  # torch.compile knows the product's shape in bfloat16 alone
     if not x_RI.is_cuda:
         return x_RI.dtype in (torch.float32, torch.bfloat16)
     return x_RI.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x_RI.device) >= (8, 0)
@@ -494,12 +501,12 @@ class YuanForCausalLM(YuanPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         output_router_logits: bool | None = None,
         return_dict: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Logits [B, S, V] (of the last `logits_to_keep` tokens, 0: all); with `labels` [B, S], -100 where none
-        counts, the mean loss of the next tokens, or their sum over `num_items_in_batch`."""
+        """Logits [B, S, V] (of the last `logits_to_keep` tokens, 0: all; or of the positions in it); with `labels`
+        [B, S], -100 where none counts, the mean loss of the next tokens, or their sum over `num_items_in_batch`."""
         found = self.model(
             input_ids,
             attention_mask,
@@ -510,7 +517,8 @@ class YuanForCausalLM(YuanPreTrainedModel, GenerationMixin):
             output_hidden_states,
             output_router_logits,
         )
-        logits_BSV = self.lm_head(found.last_hidden_state[:, -logits_to_keep:])
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits_BSV = self.lm_head(found.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             flat, wanted = logits_BSV[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(logits_BSV.device)
@@ -541,8 +549,14 @@ class YuanForCausalLM(YuanPreTrainedModel, GenerationMixin):
         if inputs_embeds is not None and past == 0:
             inputs: dict[str, Any] = {"inputs_embeds": inputs_embeds}
         else:
-            inputs = {"input_ids": input_ids[:, past:]}
-        kept = {name: kwargs[name] for name in ("logits_to_keep",) if name in kwargs}
+            seen = past
+            if inputs_embeds is not None and input_ids.shape[1] <= past:
+                seen -= inputs_embeds.shape[
+                    1
+                ]  # behind a prompt of embeddings the ids are those of the new tokens alone
+            inputs = {"input_ids": input_ids[:, seen:]}
+        passed_on = ("logits_to_keep", "output_hidden_states", "output_router_logits")
+        kept = {name: kwargs[name] for name in passed_on if name in kwargs}
         return {
             **inputs,
             **kept,
@@ -550,3 +564,8 @@ class YuanForCausalLM(YuanPreTrainedModel, GenerationMixin):
             "attention_mask": attention_mask,
             "use_cache": use_cache,
         }
+
+
+# So that save_pretrained writes this code beside the weights in every version.
+YuanModel.register_for_auto_class("AutoModel")
+YuanForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -98,7 +98,8 @@ class YuanTokenizer(PreTrainedTokenizer):
         return self._ids.get(token, self._model.unk_id())
 
     def _convert_id_to_token(self, index: int) -> str:
-        return self._pieces[index]
+        # The model's vocabulary is padded, and what it says may be one of these ids: there is nothing to write for it.
+        return self._pieces[index] if 0 <= index < len(self._pieces) else ""
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Text of pieces, with the published spaces about special tokens."""
@@ -161,3 +162,6 @@ class YuanTokenizer(PreTrainedTokenizer):
         if Path(self.vocab_file).resolve() != target.resolve():
             shutil.copyfile(self.vocab_file, target)
         return (str(target),)
+
+
+YuanTokenizer.register_for_auto_class("AutoTokenizer")

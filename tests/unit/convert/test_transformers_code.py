@@ -109,6 +109,34 @@ def test_beams_carry_the_filters_states_with_them(tmp_path: Path) -> None:
     torch.testing.assert_close(cached, continue_greedily(model, inputs, num_beams=3, use_cache=False))
 
 
+def test_a_prompt_of_embeddings_continues_as_its_tokens_do(tmp_path: Path) -> None:
+    model, inputs = open_export(export(tmp_path, TIED)[0]), padded(prompts_of(TIED))
+    embedded = {"inputs_embeds": model.get_input_embeddings()(inputs["input_ids"])}
+    how = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    mask = {"attention_mask": inputs["attention_mask"]}
+    torch.testing.assert_close(model.generate(**embedded, **mask, **how), continue_greedily(model, inputs))
+    inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+    torch.testing.assert_close(model.generate(**embedded, **how), continue_greedily(model, inputs))
+
+
+def test_what_generation_is_asked_to_tell_it_tells(tmp_path: Path) -> None:
+    model = open_export(export(tmp_path, TIED)[0])
+    ids = padded(prompts_of(TIED))["input_ids"]
+    found = model.generate(ids, max_new_tokens=2, return_dict_in_generate=True, output_hidden_states=True)
+    assert len(found.hidden_states[0]) == TIED.layers + 1
+    positions = torch.tensor([0, 5])
+    torch.testing.assert_close(model(ids, logits_to_keep=positions).logits, model(ids).logits[:, positions])
+
+
+def test_weights_that_accelerate_keeps_elsewhere_are_brought_when_they_are_needed(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    folder = export(tmp_path, SHAPES["sizes that grouped_mm takes"])[0]
+    ids = padded(prompts_of(TIED))["input_ids"]
+    expected = open_export(folder)(ids).logits
+    model = accelerate.cpu_offload(open_export(folder), execution_device="cpu")
+    torch.testing.assert_close(model(ids).logits, expected)
+
+
 def test_gradients_are_the_same_with_checkpointing_and_reach_every_expert_that_was_visited(tmp_path: Path) -> None:
     model = open_export(export(tmp_path, TIED)[0]).train()
     ids = torch.randint(0, TIED.vocab, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -138,6 +166,7 @@ def test_what_is_saved_again_has_the_published_names_and_opens_again(tmp_path: P
     ids = torch.randint(0, TIED.vocab, (1, 9), generator=torch.Generator().manual_seed(1))
     before = model(ids).logits
     model.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "modeling_yuan.py").is_file()
     torch.testing.assert_close(open_export(tmp_path / "again")(ids).logits, before)
     import_hf(tmp_path / "again", tmp_path / "native")
 
@@ -176,6 +205,7 @@ def test_the_tokenizer_is_ours_with_eod_as_end_and_padding_at_the_left(tmp_path:
         ids = ours.encode(text)
         assert theirs(text)["input_ids"] == ids
         assert theirs.decode(ids) == ours.decode(ids)
+    assert theirs.decode([len(theirs) + 3]) == ""  # of the padding of the vocabulary
     assert {token: theirs.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS} == ours.special_ids
     batch = theirs(["a", "The sun is up."], padding=True, return_tensors="pt")
     assert batch["input_ids"][0, 0] == ours.pad_id and batch["attention_mask"][0, 0] == 0
