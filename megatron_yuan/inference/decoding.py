@@ -114,13 +114,16 @@ class Decoder:
             self._like.dtype,
             first_B=self.first_B,
             starts_BS=starts_BS,
+            counted=False,
         )
 
     def _whole_context(self) -> TokenContext:
         positions_BS = self._positions(0, self.ids_BS.shape[1])
         start_BS = None if self.first_B is None else (positions_BS >= 0) * self.first_B.unsqueeze(1)
         dtype = self._like.dtype
-        return token_context(self.model.config, positions_BS.clamp(min=0), dtype, document_start_BS=start_BS)
+        return token_context(
+            self.model.config, positions_BS.clamp(min=0), dtype, document_start_BS=start_BS, counted=False
+        )
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:

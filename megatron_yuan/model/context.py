@@ -35,6 +35,8 @@ class TokenContext:
     """With left padding: the first true position of each row in the cache."""
     balance: Balance | None = None
     """In training, what balance losses ask for; None: there is no loss to balance."""
+    counted: bool = True
+    """Whether to count what the routers do; generation does not ask."""
 
 
 def token_context(
@@ -46,6 +48,7 @@ def token_context(
     first_B: Tensor | None = None,
     starts_BS: Tensor | None = None,
     balance: Balance | None = None,
+    counted: bool = True,
 ) -> TokenContext:
     """The context of tokens at `position_ids` [B, S].
 
@@ -68,4 +71,5 @@ def token_context(
         sample_keys,
         first_B,
         balance,
+        counted,
     )

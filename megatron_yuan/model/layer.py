@@ -29,7 +29,7 @@ class YuanLayer(nn.Module):
 
     def forward(
         self, x_BSH: Tensor, context: TokenContext, cache: AttentionCache | None = None
-    ) -> tuple[Tensor, RouterStats]:
+    ) -> tuple[Tensor, RouterStats | None]:
         """The next hidden states [B, S, H], and what the routing looked like."""
         keys = context.sample_keys
         attended = self.attention(self.input_norm(x_BSH), context, cache)

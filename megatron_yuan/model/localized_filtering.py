@@ -46,7 +46,7 @@ class CausalConv2Tap(nn.Module):
         """
         previous, current = F.linear(u, self.weight.flatten(0, 1)).chunk(2, dim=-1)
         first = torch.zeros_like(previous[:, :1]) if state is None else state.unsqueeze(1)
-        shifted = torch.cat((first, previous[:, :-1]), dim=1)
+        shifted = torch.cat((first, previous[:, :-1]), dim=1) if u.shape[1] > 1 else first
         if starts is not None:
             shifted = shifted.masked_fill(starts.unsqueeze(-1), 0)
         return current + shifted + self.bias, previous[:, -1]

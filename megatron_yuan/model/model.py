@@ -32,8 +32,8 @@ class ModelOutput(NamedTuple):
 
     hidden_BSH: Tensor
     """Hidden states; after the final norm where the part holds the head."""
-    stats: RouterStats
-    """What the routing of each layer held here looked like."""
+    stats: RouterStats | None
+    """What the routing of each layer held here looked like; None where the context does not ask."""
 
 
 class YuanModel(nn.Module):
@@ -88,7 +88,7 @@ class YuanModel(nn.Module):
             else:
                 x_BSH, layer_stats = layer(x_BSH, context, caches[i] if caches else None)
             stats.append(layer_stats)
-        return ModelOutput(self.final_norm(x_BSH) if self.is_last else x_BSH, stack(stats))
+        return ModelOutput(self.final_norm(x_BSH) if self.is_last else x_BSH, stack(stats) if context.counted else None)
 
     def logits(self, hidden_BSH: Tensor) -> Tensor:
         """Scores of the next token [B, S, V] from normed hidden states."""

@@ -105,6 +105,7 @@ def forward_step_of(
             balance = Balance(batch.loss_mask.sum(), tally.of_microbatch())
         context = token_context(config.model, batch.position_ids, dtype, batch.document_start, keys, balance=balance)
         output = chunk(batch.tokens if part.is_first else chunk.module.received, context)
+        assert output.stats is not None
         routing_LX[part.layer_ids] += pack(output.stats)
 
         def loss(hidden_BSH: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_yuan.config.schema import ModelConfig
-from megatron_yuan.model.moe.grouped_swiglu import grouped_swiglu, row_counts
+from megatron_yuan.model.moe.grouped_swiglu import activation, grouped_swiglu, row_counts
 
 
 class Experts(nn.Module):
@@ -34,6 +34,19 @@ class Experts(nn.Module):
         if self.looped:
             return self._forward_looped(x_RH, weights_R, row_counts(ends_E))
         return grouped_swiglu(x_RH, weights_R, self.gate_up, self.down, ends_E, self.keep_h)
+
+    def takes_one(self, x_1H: Tensor) -> bool:
+        """Whether `of_one` is to be used: on a CPU, in generation, where many small steps would be most of the time."""
+        return not (self.looped or x_1H.is_cuda or torch.is_grad_enabled())
+
+    def of_one(self, x_1H: Tensor, experts: list[int], weights_K: Tensor) -> Tensor:
+        """The weighted sum [1, H] of these experts' outputs for one token."""
+        weights_K1 = weights_K.to(x_1H.dtype).unsqueeze(1)
+        rows = [
+            torch.mm(activation(torch.mm(x_1H, self.gate_up[e].t()), p_1), self.down[e].t())
+            for e, p_1 in zip(experts, weights_K1, strict=True)
+        ]
+        return torch.cat(rows).sum(dim=0, keepdim=True)
 
     def _forward_looped(self, x_RH: Tensor, weights_R: Tensor, counts: list[int]) -> Tensor:
         parts = []

@@ -26,15 +26,15 @@ class MoELayer(nn.Module):
         self.experts = Experts(config.num_experts, config.ffn_hidden_size, config)
         self.shared_experts = SharedExperts(config) if config.num_shared_experts else None
 
-    def forward(self, x_BSH: Tensor, context: TokenContext) -> tuple[Tensor, RouterStats]:
-        """Outputs [B, S, H], and what the routing looked like."""
+    def forward(self, x_BSH: Tensor, context: TokenContext) -> tuple[Tensor, RouterStats | None]:
+        """Outputs [B, S, H], and what the routing looked like where the context asks."""
         x_TH = x_BSH.flatten(0, 1)
         routing = self.router(x_TH, context.sample_keys)
-        stats = routing_stats(routing)
+        stats = routing_stats(routing) if context.counted else None
         y_TH = self.mix(x_TH, routing)
         if self.shared_experts is not None:
             y_TH = y_TH + self.shared_experts(x_TH)
-        if context.balance is not None:
+        if context.balance is not None and stats is not None:
             loss = balance_loss(self.config, self.layer, routing, stats.load_E, context.balance)
             if loss is not None:
                 weighted = loss * context.balance.tokens
@@ -43,7 +43,9 @@ class MoELayer(nn.Module):
         return y_TH.view_as(x_BSH), stats
 
     def mix(self, x_TH: Tensor, routing: Routing) -> Tensor:
-        """The chosen experts' weighted sum [T, H]: dispatch, experts, combine."""
+        """The chosen experts' weighted sum [T, H]: dispatch, experts, combine. A token alone needs no sorting."""
+        if x_TH.shape[0] == 1 and routing.rows is None and self.experts.takes_one(x_TH):
+            return self.experts.of_one(x_TH, routing.experts_TK[0].tolist(), routing.weights_TK[0])
         dispatch = plan_dispatch(routing.experts_TK, self.router.num_experts, routing.rows)
         weights_R = routing.weights_TK.to(x_TH.dtype).flatten()[dispatch.pair_R]
         return unpermute(self.experts(permute(x_TH, dispatch), weights_R, dispatch.ends_E), dispatch)

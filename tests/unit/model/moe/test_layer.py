@@ -52,6 +52,19 @@ def test_the_output_is_the_weighted_sum_of_chosen_experts_and_the_sum_of_shared_
     torch.testing.assert_close(found.flatten(0, 1), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("router", sorted(set(ROUTERS) - {"expert-choice"}))
+@pytest.mark.parametrize("chosen", [1, 2, 4])
+def test_a_token_alone_in_generation_gets_what_it_gets_among_others(router: str, chosen: int) -> None:
+    layer = layer_of(moe_router=router, moe_router_topk=chosen, num_shared_experts=1)
+    x = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(1))
+    together = layer(x, NOTHING)[0]
+    with torch.inference_mode():
+        for t in range(5):
+            alone, stats = layer(x[:, t : t + 1], dataclasses.replace(NOTHING, counted=False))
+            torch.testing.assert_close(alone, together[:, t : t + 1], atol=1e-6, rtol=1e-6)
+            assert stats is None  # nobody asked
+
+
 @pytest.mark.parametrize("router", ROUTERS)
 def test_its_counts_are_those_of_a_recount(router: str) -> None:
     layer = layer_of(moe_router=router)
