@@ -3,7 +3,8 @@
 Shapes: B rows, C longest continuation, H hidden, V ids in use.
 
 Contexts are padded at the left and batched by length. Where continuations have more than one token, the context's
-caches are handed to a row of each, and all their tokens go through at once.
+caches are handed to a row of each, and all their tokens go through at once. A router that looks at all tokens at hand
+would have what else is in a batch decide the scores: its texts go through one by one, whole.
 """
 
 from __future__ import annotations
@@ -48,11 +49,16 @@ def score(
 
     On several stages every process calls this with the same questions.
     """
+    alone = model.config.moe_router == "expert-choice"
+    batch_size = 1 if alone else batch_size
     order = sorted(range(len(questions)), key=lambda i: -len(questions[i].context))
     found: list[list[Score]] = [[] for _ in questions]
     for begin in range(0, len(order), batch_size):
         batch = order[begin : begin + batch_size]
-        for number, scores in zip(batch, _score_batch(model, [questions[i] for i in batch]), strict=True):
+        found_here = (
+            [_score_alone(model, questions[batch[0]])] if alone else _score_batch(model, [questions[i] for i in batch])
+        )
+        for number, scores in zip(batch, found_here, strict=True):
             found[number] = scores
             done(number, scores)
     return found
@@ -72,10 +78,28 @@ def _score_batch(model: LanguageModel, questions: Sequence[Question]) -> list[li
         rest = _continue(model, decoder, owners, continuations)
         states = torch.cat((states, rest), dim=1) if states is not None and rest is not None else None
     scores = None if states is None else _judge(model, states, continuations)
-    shape = (2, len(continuations))
-    logprobs, greedy = model.relay.share(scores, shape, torch.float64, model.device).tolist()
-    flat = iter([Score(logprob, bool(best)) for logprob, best in zip(logprobs, greedy, strict=True)])
+    flat = iter(_shared(model, scores, len(continuations)))
     return [[next(flat) for _ in question.continuations] for question in questions]
+
+
+def _score_alone(model: LanguageModel, question: Question) -> list[Score]:
+    """Each text from its start by itself; continuations that differ in their last token alone are one."""
+    seen: dict[tuple[int, ...], Tensor | None] = {}
+    scores = []
+    for continuation in question.continuations:
+        before = tuple(continuation[:-1])
+        if before not in seen:
+            ids_1S = model.checked(torch.tensor([[*question.context, *before]]))
+            hidden = Decoder(model, ids_1S, None, 0, False, model.vocabulary_in_use, model.relay).hidden()
+            seen[before] = None if hidden is None else hidden[:, len(question.context) - 1 :]
+        states = seen[before]
+        scores += _shared(model, None if states is None else _judge(model, states, [continuation]), 1)
+    return scores
+
+
+def _shared(model: LanguageModel, scores: Tensor | None, count: int) -> list[Score]:
+    logprobs, greedy = model.relay.share(scores, (2, count), torch.float64, model.device).tolist()
+    return [Score(logprob, bool(best)) for logprob, best in zip(logprobs, greedy, strict=True)]
 
 
 def _last(hidden_BSH: Tensor | None) -> Tensor | None:

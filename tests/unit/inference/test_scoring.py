@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import megatron_yuan
+from megatron_yuan.config.schema import Config, ModelConfig
 from megatron_yuan.inference import decoding, scoring
 from megatron_yuan.inference.model import LanguageModel
 from megatron_yuan.inference.scoring import Question, Score, score
@@ -59,6 +60,23 @@ def test_scores_are_the_oracles_whatever_is_batched_and_cut(
     monkeypatch.setattr(decoding, "PREFILL_CHUNK", chunk)
     monkeypatch.setattr(scoring, "LOGITS", logits)
     assert_scores(score(model, QUESTIONS, batch_size), [oracle(question) for question in QUESTIONS])
+
+
+def test_a_router_that_looks_at_all_tokens_scores_a_text_as_if_nothing_else_were_asked() -> None:
+    shape = {"num_layers": 2, "hidden_size": 24, "num_attention_heads": 2, "kv_channels": 8, "ffn_hidden_size": 8}
+    config = Config(model=ModelConfig(**shape, vocab_size=50, num_experts=4, moe_router="expert-choice"))
+    model = LanguageModel(config).eval()
+    random = torch.Generator().manual_seed(0)
+    for _, parameter in sorted(model.named_parameters()):
+        parameter.data.normal_(0, 0.3, generator=random)
+    found = score(model, QUESTIONS, 16)
+    for question, scores in zip(QUESTIONS, found, strict=True):
+        for continuation, each in zip(question.continuations, scores, strict=True):
+            assert each == score(model, [Question(question.context, [continuation])], 1)[0][0]
+    # As one pass over the text without its last token, which is only predicted, has it.
+    with torch.no_grad():
+        logits_V = model(torch.tensor([QUESTIONS[3].context]))[0, -1, :50]
+    assert found[3][0].logprob == pytest.approx(float(logits_V.log_softmax(-1)[7]), abs=1e-5)
 
 
 def test_a_greedy_answer_is_seen_to_be_greedy(model: LanguageModel) -> None:
