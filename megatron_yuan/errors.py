@@ -19,6 +19,8 @@ class YuanError(Exception):
     """Base of every error that is the user's to mend."""
 
     exit_code = 2
+    found_by_all = True
+    """All ranks find it, so one says it."""
 
 
 class ConfigError(YuanError, ValueError):
@@ -38,9 +40,19 @@ class ParallelError(YuanError):
 
 
 class PeerError(ParallelError):
-    """Another process of the run is dead, stands still or has failed; nothing to mend, so another start may go on."""
+    """Another process of the run is dead, stands still or has failed; nothing to mend, so another start may go on.
+
+    Unless it `recurs`: the other failed by what another start would meet again.
+    """
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
+    found_by_all = False
+
+    def __init__(self, words: str, recurs: bool = False) -> None:
+        super().__init__(words)
+        self.recurs = recurs
+        if recurs:
+            self.exit_code = YuanError.exit_code
 
 
 class ReplicaError(ParallelError):
@@ -55,13 +67,20 @@ class TrainingError(YuanError):
     exit_code = 3
 
 
+def will_recur(error: BaseException) -> bool:
+    """Whether another start would meet `error` again: a setting, the data, numbers, memory; not other processes."""
+    if isinstance(error, PeerError):
+        return error.recurs
+    return isinstance(error, YuanError) and not isinstance(error, ParallelError)
+
+
 def run_command_line(main: Callable[[], int | None]) -> None:
     """Run `main` as a program: a `YuanError` becomes its message on stderr and its exit code; a bug its traceback."""
     try:
         code = main()
     except YuanError as error:
-        if os.environ.get("RANK", "0") != "0" and not isinstance(error, PeerError):
-            # All ranks find most mistakes. Once the first has said it and ended, the launcher ends the others.
+        if os.environ.get("RANK", "0") != "0" and error.found_by_all:
+            # Once the first has said it and ended, the launcher ends the others.
             time.sleep(LAST_WORD_SECONDS)
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code) from None

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from megatron_yuan.errors import ParallelError, YuanError
+from megatron_yuan.errors import will_recur
 from megatron_yuan.log import logger
 
 State = Literal["running", "done", "requeue", "failed"]
@@ -45,5 +45,4 @@ def _write_over(path: Path, text: str, why: OSError) -> None:
 
 def state_after(error: BaseException) -> State:
     """What a session that `error` ended is to be called."""
-    will_happen_again = isinstance(error, YuanError) and not isinstance(error, ParallelError)
-    return "failed" if will_happen_again else "requeue"
+    return "failed" if will_recur(error) else "requeue"

@@ -25,6 +25,8 @@ CPU_WORDS = "DefaultCPUAllocator: can't allocate memory"
 class OutOfMemory(YuanError):
     """The device or the machine has no more memory for this process."""
 
+    found_by_all = False
+
 
 @contextmanager
 def explaining_memory(config: Config, topology: Topology, model: TrainingModel | None = None) -> Iterator[None]:

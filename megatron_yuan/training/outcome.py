@@ -46,7 +46,7 @@ class Outcome:
         self.step = run.step
         self.record("running", "at work")
         self._told = True
-        run.watch.ending.on_end = lambda finding: self._end(run, "requeue", finding)
+        run.watch.ending.on_end = lambda finding: self._end(run, state_after(finding), str(finding))
         try:
             yield
         except BaseException as error:

@@ -23,6 +23,7 @@ from megatron_yuan.parallel.watch.watch import Watch
 from megatron_yuan.planning.accounting import TRAINING_PASSES, count_parameters, forward_flops
 from megatron_yuan.report.peak import device_peak
 from megatron_yuan.report.run_folder import open_run_folder
+from megatron_yuan.report.status import state_after
 from megatron_yuan.report.telemetry import SilentTelemetry, Telemetry
 from megatron_yuan.report.throughput import Arithmetic
 from megatron_yuan.training.auto_layout import settle_layout
@@ -63,7 +64,7 @@ def start_run(
     outcome = outcome or Outcome(config.checkpoint.save, topology.is_main)
     outcome.claim()
     watch = watch or unwatched()
-    watch.ending.on_end = lambda finding: outcome.record("requeue", finding)
+    watch.ending.on_end = lambda finding: outcome.record(state_after(finding), str(finding))
     config, settled = settle_layout(config, topology)
     for remark in settled:
         log.logger.info(remark)

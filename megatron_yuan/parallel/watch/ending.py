@@ -20,7 +20,6 @@ from megatron_yuan.parallel.watch.link import Link
 from megatron_yuan.parallel.watch.stacks import Stacks, within
 from megatron_yuan.parallel.watch.verdict import Finding
 
-EXIT_CODE = PeerError.exit_code
 MEET_SECONDS = 0.5  # a collective fails at once where the process at its other end has died
 STACKS_SECONDS = 5.0  # for all ranks to write their stacks
 RAISE_SECONDS = 2.0  # a training thread that has not met the fault by now never will
@@ -38,7 +37,7 @@ class Ending:
     """This rank says what it finds, where rank 0 cannot."""
     pause: float
     """Seconds between heartbeats."""
-    on_end: Callable[[str], object] | None = None
+    on_end: Callable[[PeerError], object] | None = None
     """Called in a thread of its own with the finding, before the process ends, for a few seconds at most."""
     last_error: str = ""
     """Traceback of what the training thread has met."""
@@ -52,7 +51,7 @@ class Ending:
     def conclude(self, link: Link, finding: Finding, own: bool, alive: Collection[int]) -> None:
         """Never returns. `own`: this rank found it; `alive`: on rank 0, those whose stacks to wait for."""
         if own and self.rank == 0:
-            link.send({"finding": finding.text, "frozen": finding.frozen})
+            link.send({"finding": finding.text, "frozen": finding.frozen, "recurs": finding.recurs})
         if own and self.speaks:
             _say(f"{finding.text}. All ranks end; stacks are {self.stacks.where}.")
         self.met.wait(MEET_SECONDS)
@@ -64,15 +63,15 @@ class Ending:
         elif finding.frozen:
             time.sleep(2 * self.pause)  # the others find it by themselves, and should not find it dead
         self._kill(finding.frozen)
-        on_end = self.on_end
+        on_end, error = self.on_end, PeerError(finding.text, finding.recurs)
         if on_end is not None:
-            within(STACKS_SECONDS, lambda: on_end(finding.text))
+            within(STACKS_SECONDS, lambda: on_end(error))
         self.concluded.set()
         if self.raising.wait(RAISE_SECONDS):
             time.sleep(UNWIND_SECONDS)
         within(1.0, _end_workers)
         within(1.0, _flush)
-        os._exit(EXIT_CODE)
+        os._exit(error.exit_code)
 
     def _kill(self, frozen: Collection[int]) -> None:
         here = self.identities[self.rank]

@@ -17,8 +17,9 @@ LAST_WORDS_SECONDS = 6.0
 SETTLED_SECONDS = 2.0
 """Once a collective has failed somewhere, a rank that stands still for so long will not move again."""
 
-Farewell = Literal["done", "error", "lost contact"]
-"""Why a process ends: its work is done; by an error of its own; by a collective that failed, so by another's fault."""
+Farewell = Literal["done", "error", "recurring error", "lost contact"]
+"""Why a process ends: its work is done; by an error of its own, which another start may not meet, or would; by a
+collective that failed, so by another's fault."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Finding:
     """Names rank, host, step, phase and microbatch."""
     frozen: tuple[int, ...] = ()
     """Ranks that cannot end by themselves."""
+    recurs: bool = False
+    """Another start would meet it again."""
 
 
 def judge_life(standings: Sequence[Standing], liveness_seconds: float, start_seconds: float = 0) -> Finding | None:
@@ -65,10 +68,15 @@ def judge_life(standings: Sequence[Standing], liveness_seconds: float, start_sec
     if dead:
         return Finding(f"{dead[0]} is dead: it ended without a word, {_last(dead[0])}{_also(dead)}")
     trouble = _in_trouble(standings)
-    failed = [s for s in standings if s.farewell == "error" and (trouble or s.parted > LAST_WORDS_SECONDS)]
+    failed = [
+        s
+        for s in standings
+        if s.farewell in ("error", "recurring error") and (trouble or s.parted > LAST_WORDS_SECONDS)
+    ]
     if failed and (here or trouble):
         first = max(failed, key=lambda s: s.parted)
-        return Finding(f"{first} ended by an error in {first.position}: {first.reason}")
+        recurs = first.farewell == "recurring error"
+        return Finding(f"{first} ended by an error in {first.position}: {first.reason}", recurs=recurs)
     # Before the first step, a rank that is busy in an extension, as with its data, may be silent for long. Once any
     # rank is in a step, all are past that; one that froze within a heartbeat of it was last heard of before.
     begun = any(s.position.step is not None for s in standings)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from megatron_yuan.errors import PeerError
+from megatron_yuan.errors import PeerError, YuanError, will_recur
 from megatron_yuan.log import logger
 from megatron_yuan.parallel.watch.book import Book, position_of
 from megatron_yuan.parallel.watch.contact import lost_contact
@@ -103,13 +103,17 @@ class Watch:
             ending.last_error = "".join(traceback.format_exception(error)) + "\n"
             ending.met.set()
             lost = lost_contact(error)
-            first = next(iter(str(error).splitlines()), "")
-            self._part("lost contact" if lost else "error", f"{type(error).__name__}: {first}")
+            lines = str(error).splitlines()
+            # What the user is to mend is short, and all of it counts; the rank that says it here may not be heard.
+            words = " ".join(lines) if isinstance(error, YuanError) else next(iter(lines), "")
+            farewell = "lost contact" if lost else "recurring error" if will_recur(error) else "error"
+            self._part(farewell, f"{type(error).__name__}: {words}".rstrip("."))
             if lost and self._found.wait(PATIENCE_SECONDS):
                 ending.concluded.wait(3 * STACKS_SECONDS)
             ending.raising.set()
             if lost and self._finding is not None:
-                raise PeerError(f"{self._finding.text}. Stacks are {ending.stacks.where}.") from error
+                found = self._finding
+                raise PeerError(f"{found.text}. Stacks are {ending.stacks.where}.", found.recurs) from error
             raise
 
     def _part(self, farewell: Farewell, reason: str) -> None:
@@ -168,7 +172,8 @@ class Watch:
         self._take(link.send({"beats": self._beats, "at": position}), now)
         if self._limits.liveness and position.step is not None:
             # Without this thread, as where an extension never lets go of the interpreter: stacks all the same.
-            faulthandler.dump_traceback_later(self._limits.liveness, file=STDERR)
+            with suppress(RuntimeError):  # out of memory there is none for its thread either
+                faulthandler.dump_traceback_later(self._limits.liveness, file=STDERR)
 
     def _say_farewell(self, link: Link, now: float) -> None:
         assert self._farewell is not None
@@ -191,7 +196,7 @@ class Watch:
                 farewell, reason = message["farewell"]
                 self._book.part(rank, farewell, reason, now)
             elif "finding" in message:
-                self._finding = Finding(message["finding"], tuple(message["frozen"]))
+                self._finding = Finding(message["finding"], tuple(message["frozen"]), message["recurs"])
             elif "closing" in message and self._rank == 0:
                 self._book.part(rank, "done", "", now)  # others are still at work, and look to this rank
             elif "closing" in message:
