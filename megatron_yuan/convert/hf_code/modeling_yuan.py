@@ -25,6 +25,8 @@ from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOut
 from .configuration_yuan import YuanConfig
 
 REACH = 2  # tokens that the filter looks back
+CACHE = "cache" if "cache" in MoeModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""What transformers calls the cache: `cache` since 5.24. Either name may be given to the model."""
 
 
 class YuanCache(DynamicCache):
@@ -391,6 +393,7 @@ class YuanModel(YuanPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_router_logits: bool | None = None,
         return_dict: bool | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> Any:
         """`attention_mask` [B, P]: 1 where there is a token, 0 where there is padding, on either side."""
@@ -399,7 +402,8 @@ class YuanModel(YuanPreTrainedModel):
         x_BSH = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         use_cache = self.config.use_cache if use_cache is None else use_cache
         recompute = self.gradient_checkpointing and self.training
-        cache = as_cache(past_key_values) if use_cache and not recompute else None
+        known = past_key_values if cache is None else cache
+        cache = as_cache(known) if use_cache and not recompute else None
         B, S = x_BSH.shape[:2]
         past = cache.get_seq_length() if cache is not None else 0
         real_BP = real_tokens(attention_mask, B, past + S, x_BSH.device)
@@ -427,7 +431,7 @@ class YuanModel(YuanPreTrainedModel):
             output_router_logits = self.config.output_router_logits
         found = MoeModelOutputWithPast(
             last_hidden_state=x_BSH,
-            past_key_values=cache,
+            **{CACHE: cache},
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             router_logits=tuple(router_logits) if output_router_logits else None,
         )
@@ -439,7 +443,7 @@ def as_cache(past: Any) -> YuanCache:
     if isinstance(past, YuanCache):
         return past
     if past is not None and (not hasattr(past, "get_seq_length") or past.get_seq_length() > 0):
-        raise ValueError(f"past_key_values is a {type(past).__name__}; pass on what this model returned, a YuanCache")
+        raise ValueError(f"{CACHE} is a {type(past).__name__}; pass on what this model returned, a YuanCache")
     return YuanCache()
 
 
@@ -503,6 +507,7 @@ class YuanForCausalLM(YuanPreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Any = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> Any:
         """Logits [B, S, V] (of the last `logits_to_keep` tokens, 0: all; or of the positions in it); with `labels`
@@ -511,7 +516,7 @@ class YuanForCausalLM(YuanPreTrainedModel, GenerationMixin):
             input_ids,
             attention_mask,
             position_ids,
-            past_key_values,
+            past_key_values if cache is None else cache,
             inputs_embeds,
             use_cache,
             output_hidden_states,
@@ -529,7 +534,7 @@ class YuanForCausalLM(YuanPreTrainedModel, GenerationMixin):
         output = MoeCausalLMOutputWithPast(
             loss=loss,
             logits=logits_BSV,
-            past_key_values=found.past_key_values,
+            **{CACHE: found.get(CACHE)},
             hidden_states=found.hidden_states,
             router_logits=found.router_logits,
         )
@@ -542,25 +547,25 @@ class YuanForCausalLM(YuanPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The tokens that the cache has not seen, with the mask of all."""
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        cache = past_key_values if cache is None else cache
+        past = cache.get_seq_length() if cache is not None else 0
         if inputs_embeds is not None and past == 0:
             inputs: dict[str, Any] = {"inputs_embeds": inputs_embeds}
         else:
             seen = past
             if inputs_embeds is not None and input_ids.shape[1] <= past:
-                seen -= inputs_embeds.shape[
-                    1
-                ]  # behind a prompt of embeddings the ids are those of the new tokens alone
+                seen -= inputs_embeds.shape[1]  # behind embeddings the ids are those of the new tokens alone
             inputs = {"input_ids": input_ids[:, seen:]}
         passed_on = ("logits_to_keep", "output_hidden_states", "output_router_logits")
         kept = {name: kwargs[name] for name in passed_on if name in kwargs}
         return {
             **inputs,
             **kept,
-            "past_key_values": past_key_values,
+            CACHE: cache,
             "attention_mask": attention_mask,
             "use_cache": use_cache,
         }

@@ -109,6 +109,20 @@ def test_beams_carry_the_filters_states_with_them(tmp_path: Path) -> None:
     torch.testing.assert_close(cached, continue_greedily(model, inputs, num_beams=3, use_cache=False))
 
 
+def test_generation_reads_each_token_once_and_a_cache_may_be_passed_on(tmp_path: Path) -> None:
+    model, inputs = open_export(export(tmp_path, TIED)[0]), padded(prompts_of(TIED))
+    read: list[int] = []
+    hook = model.model.layers[0].register_forward_pre_hook(lambda _, given: read.append(given[0].shape[1]))
+    continue_greedily(model, inputs)
+    hook.remove()
+    assert set(read[1:]) == {1}, read
+    ids = inputs["input_ids"][-1:]
+    for name in ("cache", "past_key_values"):  # its names from transformers 5.24 on, and before
+        begun = {name: model(ids[:, :-2], use_cache=True).past_key_values}
+        rest = model(ids[:, -2:], use_cache=True, **begun)
+        torch.testing.assert_close(rest.logits, model(ids).logits[:, -2:])
+
+
 def test_a_prompt_of_embeddings_continues_as_its_tokens_do(tmp_path: Path) -> None:
     model, inputs = open_export(export(tmp_path, TIED)[0]), padded(prompts_of(TIED))
     embedded = {"inputs_embeds": model.get_input_embeddings()(inputs["input_ids"])}
