@@ -22,6 +22,7 @@ from megatron_yuan.planning.memory import (
 from megatron_yuan.planning.step_time import StepTime, step_time
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
+EQUAL = 0.005  # a plan is not more exact than that
 MOST_MICROBATCHES = 6
 """Times the stages: beyond so many microbatches a step grows by the same with each, and is not simulated to its end."""
 
@@ -184,11 +185,13 @@ def timed(layout: Layout, machine: Machine, whole: bool = False) -> TimedLayout:
 
 
 def fastest(found: Sequence[Layout], machine: Machine, count: int) -> list[TimedLayout]:
-    """The `count` fastest, the first simulated whole; of layouts that are equally fast, those of fewer GPUs first."""
+    """The `count` fastest, the first simulated whole; of those as fast as it but for `EQUAL`, the fewest GPUs lead."""
     bounds = sorted(((least_seconds(each, machine), i) for i, each in enumerate(found)))
     best: list[TimedLayout] = []
     for bound, i in bounds:
         if len(best) >= count and bound > best[count - 1].seconds:
             break  # nothing that follows can be faster
-        best = sorted([*best, timed(found[i], machine)], key=lambda t: (float(f"{t.seconds:.3g}"), t.layout.gpus))
+        best = sorted([*best, timed(found[i], machine)], key=lambda t: (t.seconds, t.layout.gpus))
+    near = sum(each.seconds <= best[0].seconds * (1 + EQUAL) for each in best)
+    best[:near] = sorted(best[:near], key=lambda t: t.layout.gpus)
     return [timed(each.layout, machine, whole=True) for each in best[:1]] + best[1:count]
