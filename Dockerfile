@@ -1,8 +1,10 @@
 # GPU image: docker build -t megatron-yuan . && docker run --gpus all --ipc=host -v /data:/data -it megatron-yuan
 #
 # Release 26.03 of NVIDIA's PyTorch image: torch 2.11.0a0 (within the project's >=2.10,<2.14), NCCL, Transformer Engine and
-# apex, which is what --use-apex-adam takes; the project itself needs neither of the two.
-FROM nvcr.io/nvidia/pytorch:26.03-py3
+# apex, which is what --use-apex-adam takes; the project itself needs neither of the two. Any image that has torch will do
+# (--build-arg BASE=...): for CPUs one whose torch was built for them.
+ARG BASE=nvcr.io/nvidia/pytorch:26.03-py3
+FROM ${BASE}
 
 # Give the number of the user outside (--build-arg USER_ID=$(id -u)) to write into mounted folders.
 ARG USER_ID=1000

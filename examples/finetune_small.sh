@@ -39,7 +39,7 @@ for file in text.jsonl problems.txt; do
 done
 
 train() {
-    torchrun --standalone --nproc-per-node "$STAGES" pretrain_yuan_moe.py --preset tiny \
+    torchrun --standalone --local-addr localhost --nproc-per-node "$STAGES" pretrain_yuan_moe.py --preset tiny \
         --pipeline-model-parallel-size "$STAGES" --vocab-size "$VOCAB_SIZE" \
         --tokenizer-model "$DIR/data/tokenizer.model" --log-interval 25 "$@"
 }

@@ -52,7 +52,8 @@ for file in text.jsonl problems.txt; do
 done
 
 train() {
-    python -m torch.distributed.run --standalone --nproc-per-node "$STAGES" pretrain_yuan_moe.py --preset tiny \
+    python -m torch.distributed.run --standalone --local-addr localhost \
+        --nproc-per-node "$STAGES" pretrain_yuan_moe.py --preset tiny \
         --pipeline-model-parallel-size "$STAGES" --vocab-size "$VOCAB_SIZE" \
         --tokenizer-model "$DIR/data/tokenizer.model" --log-interval 25 "$@"
 }

@@ -18,7 +18,8 @@ MICRO_BATCH=${MICRO_BATCH:-2}
 read_data_path "$DATA_PATH"
 need_tokenizer "$TOKENIZER_MODEL"
 
-exec python tools/launch.py --signals-to-handle "$SIGNALS" --standalone --nproc-per-node 1 pretrain_yuan_moe.py \
+exec python tools/launch.py --signals-to-handle "$SIGNALS" --standalone --local-addr localhost \
+    --nproc-per-node 1 pretrain_yuan_moe.py \
     --preset "$PRESET" \
     --micro-batch-size "$MICRO_BATCH" \
     --data-path "${BLEND[@]}" --tokenizer-model "$TOKENIZER_MODEL" \

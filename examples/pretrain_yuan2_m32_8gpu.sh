@@ -24,7 +24,8 @@ need_tokenizer "$TOKENIZER_MODEL"
 # One hardware queue keeps the order in which kernels and communication were issued, as in the published script.
 export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
 
-exec python tools/launch.py --signals-to-handle "$SIGNALS" --standalone --nproc-per-node "$GPUS" pretrain_yuan_moe.py \
+exec python tools/launch.py --signals-to-handle "$SIGNALS" --standalone --local-addr localhost \
+    --nproc-per-node "$GPUS" pretrain_yuan_moe.py \
     --preset yuan2-m32 \
     --pipeline-model-parallel-size 8 \
     --global-batch-size "$GLOBAL_BATCH" \

@@ -50,7 +50,7 @@ for language in en zh; do
 done
 
 pretrain() { # the same command starts the run and, while it is unfinished, resumes it
-    torchrun --standalone --nproc-per-node "$STAGES" pretrain_yuan_moe.py --preset tiny \
+    torchrun --standalone --local-addr localhost --nproc-per-node "$STAGES" pretrain_yuan_moe.py --preset tiny \
         --pipeline-model-parallel-size "$STAGES" \
         --data-path 0.5 "$DIR/data/en_text_document" 0.5 "$DIR/data/zh_text_document" \
         --tokenizer-model "$DIR/data/tokenizer.model" --vocab-size "$VOCAB_SIZE" \
