@@ -34,8 +34,11 @@ def code_files() -> dict[str, bytes]:
     return {name: folder.joinpath(name).read_bytes() for name in CODE}
 
 
-def tokenizer_files(tokenizer: Tokenizer, longest: int) -> dict[str, bytes]:
-    """tokenizer_config.json, and generation_config.json: an answer ends with <eod>, or where a question would begin."""
+def tokenizer_files(tokenizer: Tokenizer, longest: int, rows: int) -> dict[str, bytes]:
+    """tokenizer_config.json, and generation_config.json: an answer ends with <eod>, or where a question would begin.
+
+    `rows`: of the embedding; those that the tokenizer does not spell, as its padding, are never chosen.
+    """
     config: dict[str, Any] = {
         "tokenizer_class": "YuanTokenizer",
         "auto_map": {"AutoTokenizer": ["tokenization_yuan.YuanTokenizer", None]},
@@ -50,6 +53,8 @@ def tokenizer_files(tokenizer: Tokenizer, longest: int) -> dict[str, bytes]:
         "eos_token_id": [tokenizer.eod_id, tokenizer.special_ids["<sep>"]],
         "pad_token_id": tokenizer.pad_id,
     }
+    if unspelt := list(range(tokenizer.vocab_size, rows)):
+        generation["suppress_tokens"] = unspelt
     return {
         "tokenizer_config.json": strict_json.readable(config).encode(),
         "generation_config.json": strict_json.readable(generation).encode(),

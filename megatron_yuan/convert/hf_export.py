@@ -126,7 +126,8 @@ def _small_files(
         if eod_id is None:
             eod_id = Tokenizer(checkpoint.tokenizer).eod_id
         if with_code:
-            files |= tokenizer_files(Tokenizer(checkpoint.tokenizer), config.model.max_position_embeddings)
+            rows = config.model.padded_vocab_size
+            files |= tokenizer_files(Tokenizer(checkpoint.tokenizer), config.model.max_position_embeddings, rows)
     if len(shards) > 1:
         weight_map = {name: file for file, names in shards.items() for name in names}
         total = sum(each.spec.nbytes for each in tensors.values())

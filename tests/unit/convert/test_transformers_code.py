@@ -228,6 +228,20 @@ def test_the_tokenizer_is_ours_with_eod_as_end_and_padding_at_the_left(tmp_path:
     assert generation.eos_token_id == [ours.eod_id, ours.special_ids["<sep>"]]
 
 
+def test_ids_that_the_tokenizer_does_not_spell_are_never_generated(tmp_path: Path, tokenizer_model: Path) -> None:
+    spelt = Tokenizer(tokenizer_model).vocab_size
+    shape = dataclasses.replace(TIED, vocab=spelt + 12, tied=False)
+    folder = write_folder(tmp_path / "p", published(yuan.random_weights(shape), shape), config_json(shape))
+    shutil.copy(tokenizer_model, folder / "tokenizer.model")
+    import_hf(folder, tmp_path / "run")
+    model = open_export(export_hf(tmp_path / "run", tmp_path / "export", with_code=True))
+    model.lm_head.weight.data[:spelt] *= 1e-3  # all but the padding of the vocabulary is unlikely
+    inputs = padded(prompts_of(TIED))
+    assert model(**inputs).logits[:, -1].argmax(-1).min() >= spelt
+    for how in ({"do_sample": False}, {"do_sample": True, "num_beams": 2}):
+        assert model.generate(**inputs, **how, max_new_tokens=6, pad_token_id=0).max() < spelt
+
+
 def test_a_chat_is_questions_and_answers_apart_by_sep(tmp_path: Path, tokenizer_model: Path) -> None:
     from megatron_yuan.convert.hf_code.tokenization_yuan import YuanTokenizer
     from megatron_yuan.convert.hf_code_files import CHAT_TEMPLATE
