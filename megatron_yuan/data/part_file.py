@@ -8,6 +8,7 @@ import hashlib
 import os
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 from megatron_yuan.data.journal import hidden
 from megatron_yuan.errors import DataError
@@ -20,9 +21,9 @@ class PartFile:
 
     def __init__(self, path: Path, size: int = 0, sha256: str = "") -> None:
         self.path, self.part = path, hidden(path)
-        self._file = open(self.part, "a+b")  # noqa: SIM115  (closed with this)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        self._file = self._opened(deadline)
         try:
-            self._lock()
             self._digest = hashlib.sha256()
             self._keep(size, sha256)
         except BaseException:
@@ -54,11 +55,23 @@ class PartFile:
         with contextlib.suppress(OSError):  # the disk is full: what could not be written is not counted on
             self._file.close()
 
-    def _lock(self) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+    def _opened(self, deadline: float) -> BinaryIO:
+        while True:
+            file = open(self.part, "a+b")  # noqa: SIM115  (closed with this)
+            try:
+                self._lock(file, deadline)
+                # While this waited, who had it may have given it its final name, or removed it.
+                if self.part.exists() and os.path.samestat(os.fstat(file.fileno()), self.part.stat()):
+                    return file
+            except BaseException:
+                file.close()
+                raise
+            file.close()
+
+    def _lock(self, file: BinaryIO, deadline: float) -> None:
         while True:
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
                 if time.monotonic() < deadline:

@@ -150,9 +150,7 @@ class _Run:
             return found
         if resume and self._is_done():
             return None
-        for file in self._outputs():
-            if not overwrite and file.exists():
-                raise DataError(f"output {file} exists already. Fix: another --output-prefix, or --overwrite.")
+        self._check_new(overwrite)
         if not resume and not overwrite and self.journal_path.exists():
             raise DataError(
                 f"output_prefix {self.output} was begun and broken off. Fix: --resume to go on, or --overwrite to "
@@ -160,6 +158,11 @@ class _Run:
             )
         self.output.parent.mkdir(parents=True, exist_ok=True)
         return Journal(made_by, overwrite, [PairCounts() for _ in self.keys])
+
+    def _check_new(self, overwrite: bool) -> None:
+        for file in self._outputs():
+            if not overwrite and file.exists():
+                raise DataError(f"output {file} exists already. Fix: another --output-prefix, or --overwrite.")
 
     def _check_same(self, journal: Journal, made_by: dict[str, Any]) -> None:
         anew = "or begin anew, with --overwrite and without --resume"
@@ -183,6 +186,7 @@ class _Run:
             pairs.append(PairWriter(prefix, encoder.segments.dtype, counts))
             files.callback(pairs[-1].close)
             self._owner = True  # no other process has this output in the making
+            self._check_new(journal.overwrite)  # but one may have been making it when this one began
             if not journal.files and not journal.batches:
                 self.journal_path.unlink(missing_ok=True)  # of a run that is given up
         rejects = Rejects(self.rejects_path, journal)

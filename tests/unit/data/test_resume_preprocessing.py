@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -198,6 +200,28 @@ def test_two_at_work_on_one_output_do_not_mix(tokenizer: Tokenizer, mixed: list[
 
     with pytest.raises(KeyboardInterrupt):
         preprocess(mixed, tmp_path / "out", tokenizer, True, on_error="skip", report=begin_another)
+
+
+def test_who_waited_for_another_that_then_finished_leaves_its_output_alone(
+    tokenizer: Tokenizer, mixed: list[Path], tmp_path: Path
+) -> None:
+    part, final = tmp_path / ".out_text_document.bin.part", tmp_path / "out_text_document.bin"
+
+    def finish() -> None:
+        time.sleep(0.3)  # the other waits by now
+        part.rename(final)
+        other.close()
+
+    with open(part, "wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(b"whole")
+        other.flush()
+        finishing = threading.Thread(target=finish)
+        finishing.start()
+        with pytest.raises(DataError, match="exists already"):
+            preprocess(mixed, tmp_path / "out", tokenizer, True, on_error="skip")
+        finishing.join()
+    assert final.read_bytes() == b"whole" and not list(tmp_path.glob(".out*"))
 
 
 def test_what_is_damaged_between_two_runs_is_found(
