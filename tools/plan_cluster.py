@@ -15,7 +15,7 @@ from pathlib import Path
 
 from megatron_yuan.config.load import parse
 from megatron_yuan.errors import ConfigError, run_command_line
-from megatron_yuan.planning.cluster import plan_cluster, write_config
+from megatron_yuan.planning.cluster import WHOLE, plan_cluster, write_config
 from megatron_yuan.planning.cluster_report import cluster_report
 from megatron_yuan.planning.machine import known_machines, read_machine
 
@@ -36,7 +36,7 @@ def main() -> None:
     if not (gpus.isascii() and gpus.isdigit()) or not 1 <= int(gpus) <= 1_000_000:
         raise ConfigError(f"gpus is {gpus!r}, but must be a whole number from 1 to 1,000,000.")
     machine = read_machine(gpu)
-    config = parse(arguments).config
+    config = parse(arguments, instead=WHOLE).config
     plan = plan_cluster(config, int(gpus), machine, None if tokens is None else _number(tokens))
     print(cluster_report(plan))
     if not plan.best:

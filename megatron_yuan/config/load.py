@@ -6,7 +6,7 @@ import contextlib
 import io
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -46,13 +46,17 @@ def load_config(argv: Sequence[str]) -> Config:
     return parse(argv).config
 
 
-def parse(argv: Sequence[str]) -> Invocation:
-    """All that a command line asks for. Raises ConfigError, in one or two lines; --help prints and exits with 0."""
+def parse(argv: Sequence[str], instead: Mapping[str, Any] | None = None) -> Invocation:
+    """All that a command line asks for; `instead` stands for what preset and file say of those settings.
+
+    Raises ConfigError, in one or two lines; --help prints and exits with 0.
+    """
     translation = translate(argv)
     name, file = _value_of("--preset", translation), _value_of("--config", translation)
     base = Config() if name is None else preset(name)
     if file is not None:
         base = read_yaml(file, base)
+    base = with_values(base, instead or {})
     parsed = _parse_flags(translation.argv, base)
     config = with_values(parsed.config, _virtual_stages(parsed.config, translation.layers_per_virtual_stage))
     config = with_values(config, _homes(config))

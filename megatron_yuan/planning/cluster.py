@@ -15,6 +15,15 @@ from megatron_yuan.planning.candidates import Layout, TimedLayout, fastest, firs
 from megatron_yuan.planning.machine import Machine
 
 SHOWN = 8
+WHOLE = {
+    "pipeline_model_parallel_size": 1,
+    "virtual_pipeline_model_parallel_size": 1,
+    "pipeline_model_parallel_layout": None,
+    "micro_batch_size": 1,
+    "recompute_granularity": "none",
+    "recompute_num_layers": None,
+}
+"""Settings that a plan looks for, so what a preset says of them is no matter: valid for any model."""
 MARK = "# Written by tools/plan_cluster.py:"
 
 

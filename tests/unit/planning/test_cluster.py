@@ -112,6 +112,13 @@ def test_bad_input_is_refused_in_a_sentence_or_two(arguments: str, said: str) ->
     assert said in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_presets_own_layout_does_not_stand_in_the_way_of_another_size(tmp_path: Path) -> None:
+    for size in ("--num-layers 1", "--num-layers 5", "--global-batch-size 7"):
+        plan = f"--preset yuan2-m32 {size} --gpus 16 --gpu h200-141gb --output {tmp_path}/plan.yaml"
+        done = run(*plan.split())
+        assert done.returncode == 0 or "Nothing fits" in done.stdout, done.stderr
+
+
 def test_the_tool_writes_a_plan_and_needs_no_torch(tmp_path: Path) -> None:
     done = run(*f"--preset tiny --gpus 4 --gpu h100-80gb --output {tmp_path}/plan.yaml".split())
     assert done.returncode == 0, done.stderr
