@@ -41,6 +41,17 @@ def test_predicted_memory_is_that_of_live_tensors(world: int, values: dict[str, 
         assert -0.02 <= plan[stage].total / peak - 1 <= 0.05
 
 
+@pytest.mark.parametrize("virtual", [1, 2])
+def test_a_microbatch_is_freed_in_time_so_that_memory_does_not_grow_with_their_number(virtual: int) -> None:
+    layout = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": virtual, "vocab_size": 512}
+    few, many = (
+        run_processes(measured_peak, 2, with_values(SMALL, {**layout, "global_batch_size": n})) for n in (4, 16)
+    )
+    for (stage, peak), (_, later) in zip(few, many, strict=True):
+        kept_by_one = plan_memory(with_values(SMALL, layout))[stage].activations / (2 * virtual)
+        assert later - peak < 0.1 * kept_by_one  # 12 microbatches more
+
+
 def test_the_cpus_loss_chunks_are_the_models() -> None:
     assert loss.CHUNK_TOKENS["cpu"] == cpu_memory.LOSS_CHUNK_TOKENS
     assert cpu_memory.LOSS_PIECE_ELEMENTS == loss.CACHED_ELEMENTS
