@@ -135,7 +135,9 @@ class FimSamples:
         return sample._replace(tokens=tokens, loss_mask=mask), figures, cuts
 
     def _cut_text(self, ids: list[int], random: np.random.Generator) -> tuple[Ids, Ids, Ids] | None:
-        """None where the ids would be lost: they spell no text, or the tokenizer changes what it reads."""
+        """None where the ids would be lost: they are not all the tokenizer's, spell no text, or it changes its text."""
+        if max(ids) >= self.tokenizer.vocab_size:  # the model's vocabulary, which data are held against, may be larger
+            return None
         text = self.tokenizer.spell(ids)
         if UNDECODABLE in text:
             return None

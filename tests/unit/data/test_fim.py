@@ -194,6 +194,14 @@ def test_ids_that_are_no_text_stay_as_they_are(tokenizer: Tokenizer) -> None:
     assert FimSamples(Rows([row]), tokenizer, 1.0, 0.5, 3)[0][0].tolist() == row
 
 
+def test_a_document_with_an_id_that_the_tokenizer_lacks_stays_as_it_is_and_is_counted(tokenizer: Tokenizer) -> None:
+    a, strange, eod = tokenizer.encode("a")[0], tokenizer.vocab_size, tokenizer.eod_id
+    row = [eod, a, strange, eod, a, eod, a, a, a]
+    sample, figures = FimSamples(Rows([row]), tokenizer, rate=1.0, spm_rate=0.5, seed=0).rearranged(0)
+    assert sample.tokens[:4].tolist() == row[:4]
+    assert figures.impossible == figures.rearranged == 1
+
+
 def test_special_tokens_are_never_cut_in_two(tokenizer: Tokenizer) -> None:
     row = framed(tokenizer, ["<sep>" * 6], 60)
     samples = FimSamples(Rows([row] * 30), tokenizer, 1.0, 0.5, seed=5)
