@@ -22,7 +22,7 @@ from megatron_yuan.checkpoint.opened import Checkpoint
 from megatron_yuan.checkpoint.state import RunState
 from megatron_yuan.config.same_data import check_same_data
 from megatron_yuan.config.same_network import check_same_network
-from megatron_yuan.config.schema import CheckpointConfig, Config, ModelConfig, TrainingConfig
+from megatron_yuan.config.schema import CheckpointConfig, Config, ModelConfig
 from megatron_yuan.config.yaml_file import from_yaml
 from megatron_yuan.convert.hf import load_hf, model_shapes
 from megatron_yuan.convert.hf_folder import HfFolder, is_hf_folder, open_hf_folder
@@ -97,11 +97,6 @@ def find_origin(config: Config, topology: Topology, tokenizer_sha256: str | None
     _check_tokenizer(where, checkpoint.tokenizer_sha256, tokenizer_sha256, new_run)
     if not new_run:
         check_same_data(saved, config, where)
-    if not new_run and _samples(saved.training) != _samples(config.training):
-        log.logger.info(
-            f"train-iters x global-batch-size was {_samples(saved.training)} samples and is "
-            f"{_samples(config.training)}: megatron-core shuffles whole epochs, so samples may repeat or be missed"
-        )
     return Origin(checkpoint, goes_on=not new_run, replaceable=replaceable)
 
 
@@ -157,10 +152,6 @@ def _has_branched(settings: CheckpointConfig) -> bool:
         return open_checkpoint(settings.save).run_state.extra.get("branch") == branch
     except CheckpointError:
         return False  # said where it is loaded
-
-
-def _samples(training: TrainingConfig) -> int:
-    return training.train_iters * (training.global_batch_size or 1)
 
 
 def _check_network(saved: ModelConfig, asked: ModelConfig, where: str, new_run: bool) -> None:

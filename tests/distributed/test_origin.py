@@ -78,6 +78,14 @@ def test_going_on_with_smaller_batches_every_step_still_has_tokens(config, tmp_p
     assert run_processes(losses, 1, large, small)[0][-1] > 1.0
 
 
+def test_a_run_made_longer_goes_on_as_the_long_one_does_and_says_nothing_else(config, tmp_path, capfd):
+    longer = with_values(config, {"train_iters": 5, "lr_decay_style": "constant"})
+    first = with_values(longer, {"save": str(tmp_path / "run"), "train_iters": 3})
+    (unbroken,) = run_processes(losses, 1, longer)
+    (broken,) = run_processes(losses, 1, first, with_values(longer, {"save": str(tmp_path / "run")}))
+    assert broken == unbroken and "repeat or be missed" not in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
