@@ -23,9 +23,16 @@ class Identity:
     """None where nobody knows: no passport, and --no-verify-data."""
 
 
-def data_record(sets: Sequence[Identity], eod_id: int, fim_sets: Sequence[int]) -> dict[str, Any]:
-    """The whole record, as JSON holds it. `fim_sets`: numbers of those that FIM rearranges, none where it is off."""
-    return {"order": FORMAT, "sets": [asdict(each) for each in sets], "eod_id": eod_id, "fim_sets": list(fim_sets)}
+def data_record(sets: Sequence[Identity], eod_id: int, fim_sets: Sequence[int], split: str) -> dict[str, Any]:
+    """The whole record, as JSON holds it. `fim_sets`: numbers of those that FIM rearranges, none where it is off.
+    `split`: which part of each set is trained on, as --split writes it."""
+    return {
+        "order": FORMAT,
+        "sets": [asdict(each) for each in sets],
+        "eod_id": eod_id,
+        "fim_sets": list(fim_sets),
+        "split": split,
+    }
 
 
 def check_same_data(saved: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
@@ -36,6 +43,11 @@ def check_same_data(saved: Mapping[str, Any], now: Mapping[str, Any], where: str
         raise DataError(
             f"a document ends with {now['eod_id']}, but with {saved['eod_id']} in the run in {where}.\n"
             f"Fix: --eod-id {saved['eod_id']}; another --save for a new run; or --other-data to go on with another."
+        )
+    if saved.get("split", now["split"]) != now["split"]:
+        raise DataError(
+            f"the sets are trained on by split {now['split']}, but by {saved['split']} in the run in {where}: sets of "
+            f"their own to validate or test on leave the others whole.\n{FIX}"
         )
     for number, each in enumerate(sets):
         theirs, ours = number in saved.get("fim_sets", now["fim_sets"]), number in now["fim_sets"]

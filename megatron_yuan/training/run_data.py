@@ -61,7 +61,8 @@ def open_run_data(config: Config, sources: Sources, position: RunState, topology
 
 def record_of(config: Config, sources: Sources, found: Sequence[Identity]) -> dict[str, Any]:
     """What a run with these settings is trained on; `found`: its sets."""
-    return data_record(found, sources.eod_id, sorted(sources.fim_sets) if config.data.fim_rate > 0 else ())
+    fim_sets = sorted(sources.fim_sets) if config.data.fim_rate > 0 else ()
+    return data_record(found, sources.eod_id, fim_sets, sources.train_split)
 
 
 def number_of_samples(config: Config, position: RunState) -> int:
