@@ -11,6 +11,7 @@ from megatron_yuan.errors import ConfigError
 
 BLENDS = ("data_path", "train_data_path")
 SETTINGS = ("split", "seq_length", "fim_rate", "fim_spm_rate", "fim_cut", "sft")
+NOTHING = "nothing"
 
 
 def check_same_data(saved: Config, asked: Config, where: str) -> None:
@@ -24,21 +25,30 @@ def check_same_data(saved: Config, asked: Config, where: str) -> None:
         flag = as_flag(name)
         raise ConfigError(
             f"{flag[2:]} is {ours}, but the run in {where} was trained with {theirs}.\n"
-            f"Fix: {flag} {theirs}; another --save for a new run; or --other-data to go on with a changed one."
+            f"Fix: {_as_given(flag, theirs)}; another --save for a new run; or --other-data to go on with a changed "
+            "one."
         )
 
 
 def _differences(saved: Config, asked: Config) -> Iterator[tuple[str, str, str]]:
-    for name in BLENDS:
+    from_a_file = saved.data.data_args_path is not None or asked.data.data_args_path is not None
+    for name in () if from_a_file else BLENDS:  # what a file says is compared once it is read, with the data's record
         theirs, ours = getattr(saved.data, name), getattr(asked.data, name)
         if list(map(_known_by, theirs)) != list(map(_known_by, ours)):
-            yield name, " ".join(theirs) or "nothing", " ".join(ours) or "nothing"
+            yield name, " ".join(theirs) or NOTHING, " ".join(ours) or NOTHING
     for name in SETTINGS:
         theirs, ours = getattr(saved.data, name), getattr(asked.data, name)
         if theirs != ours:
             yield name, str(theirs), str(ours)
     if saved.training.seed != asked.training.seed:
         yield "seed", str(saved.training.seed), str(asked.training.seed)
+
+
+def _as_given(flag: str, value: str) -> str:
+    """What to write on the command line for this value."""
+    if value in ("False", NOTHING):
+        return f"leave out {flag}"
+    return flag if value == "True" else f"{flag} {value}"
 
 
 def _known_by(entry: str) -> float | str:

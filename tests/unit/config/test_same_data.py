@@ -33,3 +33,22 @@ def test_other_data_are_refused_unless_asked_for(changed, setting):
         check_same_data(SAVED, changed, "runs/first")
     assert str(error.value).startswith(f"{setting} is ") and "--other-data" in str(error.value)
     check_same_data(SAVED, replace(changed, checkpoint=CheckpointConfig(other_data=True)), "runs/first")
+
+
+@pytest.mark.parametrize(
+    ("saved", "asked", "fix"),
+    [
+        (DataConfig(sft=True), DataConfig(), "Fix: --sft;"),
+        (DataConfig(), DataConfig(sft=True), "Fix: leave out --sft;"),
+        (DataConfig(data_path=("a",)), DataConfig(train_data_path=("a",)), "Fix: --data-path a;"),
+        (DataConfig(train_data_path=("a",)), DataConfig(data_path=("a",)), "Fix: leave out --data-path;"),
+    ],
+)
+def test_the_fix_is_what_the_command_line_takes(saved: DataConfig, asked: DataConfig, fix: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_same_data(replace(SAVED, data=saved), replace(SAVED, data=asked), "runs/first")
+    assert fix in str(error.value)
+
+
+def test_a_blend_may_move_from_flags_to_a_file_as_its_sets_are_compared_by_content():
+    check_same_data(SAVED, replace(SAVED, data=DataConfig(data_args_path="blend.yaml", seq_length=64)), "runs/first")
