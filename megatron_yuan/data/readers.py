@@ -77,9 +77,10 @@ def _in_batches(source: Input, number: int, raw: _Hashed, rows: Iterator[Row]) -
         gathered.append(row)
         size += _size(row)
         if size >= BATCH_BYTES:
+            following = first + len(gathered)  # counted now: the batch's owner may empty the list
             yield Batch(source, number, index, first, gathered, size, raw.taken, raw.hexdigest(), last=False)
             # The old list is the batch's; it goes as soon as that does.
-            first, index, gathered, size = first + len(gathered), index + 1, [], 0
+            first, index, gathered, size = following, index + 1, [], 0
     raw.drain()
     yield Batch(source, number, index, first, gathered, size, raw.taken, raw.hexdigest(), last=True)
 

@@ -17,6 +17,7 @@ from megatron_yuan.data.encode import Encoder, smallest_dtype
 from megatron_yuan.data.preprocess import preprocess
 from megatron_yuan.data.segments import Segments
 from megatron_yuan.data.tokenizer import Tokenizer
+from megatron_yuan.errors import DataError
 from megatron_yuan.mcore.indexed import IndexedDataset
 from tests.shared import SHARED
 from tests.unit.data.conftest import make_texts, write_jsonl
@@ -146,3 +147,14 @@ def test_long_documents_are_those_of_short_ones(
     found = [ids.tolist() for ids in IndexedDataset(str(tmp_path / "out_text_document"))]
     assert found == [[*tokenizer.encode(text), tokenizer.eod_id] for text in texts]
     assert passport.text_bytes == sum(len(text.encode()) for text in texts)
+
+
+def test_lines_behind_a_long_one_keep_their_numbers(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "' + "two " * 100 + '"}\n{"text": "three"}\nbroken\n')
+    monkeypatch.setattr("megatron_yuan.data.tasks.LONG_BYTES", 200)
+    monkeypatch.setattr(readers, "BATCH_BYTES", 300)
+    with pytest.raises(DataError, match=r"a\.jsonl, line 4: not JSON"):
+        preprocess([path], tmp_path / "out", tokenizer, append_eod=True)
