@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from megatron_yuan.data.parse import RejectError, checked_text, decode, load_object, nul
+from megatron_yuan.data.parse import RejectError, checked_text, decode, empty, load_object, nul
 from megatron_yuan.data.readers import Row
 
 SLICE_BYTES = 2**20
@@ -69,16 +70,14 @@ def parse_long(row: Row, kind: str | None, keys: Sequence[str]) -> tuple[LongTex
     elif kind == "txt":
         texts = (LongText(memoryview(_clean(row)), escaped=False),)
     else:
-        return _of_json(row, keys)
-    for text in texts:
-        _look_through(text, "line" if kind == "txt" else "text")
+        texts = _of_json(row, keys)
+    for key, text in zip(keys, texts, strict=True):
+        if not text.data:
+            raise empty()
+        for each in text.slices("line" if kind == "txt" else "text"):
+            if "\0" in checked_text(key, each):
+                raise nul()
     return texts
-
-
-def _look_through(text: LongText, unit: str, before: int = 0) -> None:
-    for each in text.slices(unit, before):
-        if "\0" in each:
-            raise nul()
 
 
 def _of_value(key: str, value: object) -> LongText:
@@ -106,15 +105,15 @@ def _blank(text: str) -> int:
 
 
 def _of_json(line: bytes, keys: Sequence[str]) -> tuple[LongText, ...]:
-    """Long strings are taken out of the line, and what is left is read as ever."""
+    """Long strings that stand for values are taken out of the line, and what is left is read as ever."""
     view, mark = memoryview(line), secrets.token_hex(16)  # which no line has
     kept: list[bytes] = []
     long: list[LongText] = []
     at = 0
     for start, end in _strings(line):
-        if end - start > _LONG_STRING:
+        if end - start > _LONG_STRING and not line[end + 1 : end + 100].lstrip().startswith(b":"):
             text = LongText(view[start:end], escaped=True)
-            _look_through(text, "line", start)
+            deque(text.slices("line", start), maxlen=0)  # is it JSON?
             kept += line[at:start], f"{mark}{len(long)}".encode()
             long.append(text)
             at = end
@@ -149,9 +148,8 @@ def _strings(line: bytes) -> Iterator[tuple[int, int]]:
 
 def _unescaped(text: str, before: int) -> str:
     try:
-        found = json.loads(f'"{text}"')
+        return json.loads(f'"{text}"')
     except json.JSONDecodeError as error:
         raise RejectError(
             "json", f"not JSON ({error.msg}, near byte {before + error.pos} of the line). Fix: mend the line."
         ) from None
-    return checked_text("text", found)

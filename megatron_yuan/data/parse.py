@@ -109,7 +109,7 @@ def load_object(text: str, keys: Sequence[str]) -> dict[str, Any]:
         )
     for key in keys:
         if key not in found:
-            names = ", ".join(map(repr, list(found)[:8])) or "none"
+            names = ", ".join(repr(name[:40]) for name in list(found)[:8]) or "none"
             raise RejectError("key", f"no key {key!r}; its keys are {names}. Fix: --json-keys KEY, or mend the line.")
     return found
 

@@ -10,7 +10,7 @@ from megatron_yuan.data.encode import Encoder, Part, Result, Task
 from megatron_yuan.data.inputs import Input
 from megatron_yuan.data.journal import Journal
 from megatron_yuan.data.long_text import LongText, parse_long
-from megatron_yuan.data.parse import LONG_BYTES, Reject, RejectError, clean_line, empty
+from megatron_yuan.data.parse import LONG_BYTES, Reject, RejectError, clean_line
 from megatron_yuan.data.readers import CHUNK_BYTES, Batch, read_batches
 from megatron_yuan.data.segments import Segments
 from megatron_yuan.errors import DataError
@@ -31,8 +31,6 @@ def tasks_of(batches: Iterator[Batch], encoder: Encoder) -> Iterator[tuple[Batch
             row = clean_line(row, number)
         try:
             texts = parse_long(row, batch.source.kind, encoder.keys) if row else ()
-            if not all(len(text.data) for text in texts):
-                raise empty()
         except RejectError as error:
             yield batch, True, Result(rejects=[Reject(number, error.reason, error.why)])
             continue

@@ -158,3 +158,34 @@ def test_lines_behind_a_long_one_keep_their_numbers(
     monkeypatch.setattr(readers, "BATCH_BYTES", 300)
     with pytest.raises(DataError, match=r"a\.jsonl, line 4: not JSON"):
         preprocess([path], tmp_path / "out", tokenizer, append_eod=True)
+
+
+def test_a_long_row_is_rejected_for_what_a_short_one_is(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filler = "x" * 300
+    lines = [
+        json.dumps({"text": "a\0b", "other": filler}),
+        json.dumps({"text": filler + "\0", "other": ""}),
+        json.dumps({"text": "", "other": filler}),
+        json.dumps({"text": "one", "other": filler + "\0"}),
+        f'{{"text": "one", "other": "{filler}\\ud800"}}',
+        f'{{"text": "{filler}\\ud800"}}',
+        f'{{"text": "one", "other": "{filler}\\u00"}}',
+        json.dumps({filler: 1, "other": filler}),
+        json.dumps({filler: filler, "text": "one"}),
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(lines))
+    monkeypatch.setattr(long_text, "_LONG_STRING", 100)
+    monkeypatch.setattr(readers, "BATCH_BYTES", 150)
+    reasons = {}
+    for name, limit in (("short", 10**6), ("long", 200)):
+        monkeypatch.setattr("megatron_yuan.data.tasks.LONG_BYTES", limit)
+        (passport,) = preprocess([path], tmp_path / name, tokenizer, append_eod=True, on_error="skip")
+        rejects = list(map(json.loads, (tmp_path / f"{name}_rejects.jsonl").read_text().splitlines()))
+        assert all(len(each["why"]) < 300 for each in rejects)
+        assert "its keys are 'xxxx" in rejects[-1]["why"]
+        reasons[name] = passport.documents, [(each["line"], each["reason"]) for each in rejects]
+    assert reasons["long"] == reasons["short"]
+    assert reasons["short"][0] == 3
