@@ -70,6 +70,8 @@ def find_inputs(inputs: Sequence[str | Path], keys: Sequence[str]) -> list[Input
 
 
 def _expand(name: str) -> list[Input]:
+    if not name:
+        raise DataError('input is "", which names no file. Fix: --input FILE ...')
     path = Path(name)
     if path.is_file():
         return [Input(path, path.name)]

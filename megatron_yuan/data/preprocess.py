@@ -7,6 +7,7 @@ broken off at any moment, the work can go on from its journal.
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -81,8 +82,11 @@ def preprocess(
         raise DataError(f"workers is {workers}; at least 1 is needed. Fix: --workers 1 or more.")
     if on_error not in ON_ERROR:
         raise DataError(f"on_error is {on_error!r}, but must be one of {', '.join(ON_ERROR)}.")
-    if not str(output_prefix):
-        raise DataError('output_prefix is "", a name is needed. Fix: --output-prefix FOLDER/NAME.')
+    if os.path.basename(output_prefix) in ("", ".", ".."):
+        raise DataError(
+            f'output_prefix is "{output_prefix}", but must end in a name, which the files\' names begin with. '
+            "Fix: --output-prefix FOLDER/NAME."
+        )
     try:
         return _Run(sources, Path(output_prefix), tokenizer, append_eod, keys, on_error).run(
             workers, overwrite, resume, report

@@ -216,9 +216,8 @@ def _check_columns(schema: Any, path: Path, keys: Sequence[str], arrow: Any) -> 
         kind = schema.field(key).type
         if kinds.is_dictionary(kind):
             kind = kind.value_type
-        if not any(
-            check(kind) for check in (kinds.is_string, kinds.is_large_string, kinds.is_binary, kinds.is_large_binary)
-        ):
+        texts = kinds.is_string, kinds.is_large_string, kinds.is_string_view
+        if not any(check(kind) for check in (*texts, kinds.is_binary, kinds.is_large_binary, kinds.is_binary_view)):
             raise DataError(f"input {path}: column {key!r} holds {kind}, not text. Fix: --json-keys KEY.")
 
 

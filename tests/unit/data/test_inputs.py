@@ -46,6 +46,12 @@ def test_output_of_this_tool_in_the_folder_is_not_read_again(tree: Path) -> None
     assert names(tree / "*.json*") == ["b.jsonl"]
 
 
+def test_no_name_at_all_is_not_the_folder_one_is_in(monkeypatch: pytest.MonkeyPatch, tree: Path) -> None:
+    monkeypatch.chdir(tree / "deep")
+    with pytest.raises(DataError, match='input is ""'):
+        find_inputs([""], ["text"])
+
+
 def test_a_folder_that_holds_itself_by_a_link_is_walked_once(tree: Path) -> None:
     os.symlink(tree / "deep", tree / "deep" / "er" / "up")
     assert names(tree / "deep") == ["d.json.zst", "er/c.parquet"]

@@ -165,9 +165,10 @@ def test_a_full_disk_is_an_error_in_words_and_leaves_nothing(tokenizer, tmp_path
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_output_without_a_name_is_refused(tokenizer, corpus):
-    with pytest.raises(DataError, match='output_prefix is ""'):
-        preprocess([corpus], "", tokenizer, True)
+@pytest.mark.parametrize("output", ["", ".", "..", "/", "data/"])
+def test_an_output_without_a_name_is_refused(tokenizer, corpus, output):
+    with pytest.raises(DataError, match=f'output_prefix is "{re.escape(output)}"'):
+        preprocess([corpus], output, tokenizer, True)
 
 
 def test_less_than_one_worker_is_refused(tokenizer, corpus, tmp_path):

@@ -115,6 +115,12 @@ def test_random_damage_is_an_error_in_words_or_text_and_nothing_else(tmp_path: P
                 assert name in str(error)
 
 
+def test_text_is_read_from_columns_of_views_too(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    path = table(tmp_path / "a.parquet", text=pyarrow.array(["一", "two"], pyarrow.string_view()))
+    assert list(read_documents(find_inputs([path], ["text"]), ["text"])) == [("一",), ("two",)]
+
+
 def test_little_that_unpacks_to_much_is_never_in_memory_whole(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     path = tmp_path / "a.jsonl.zst"
