@@ -34,7 +34,7 @@ class _LastingConsole(Console):
 @cache
 def console() -> Console:
     """The terminal (or pipe) of this process; lines printed through it do not tear a progress bar on it."""
-    return _LastingConsole(soft_wrap=True, highlight=False, markup=False)
+    return _LastingConsole(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def configure(rank: int = 0, world_size: int = 1) -> None:

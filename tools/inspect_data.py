@@ -82,7 +82,8 @@ def show_document(arguments: argparse.Namespace) -> None:
     documents = Documents(arguments.prefix, None if arguments.ids else _tokenizer(arguments))
     ids = documents[arguments.number]
     console().print(f"document {arguments.number} of {len(documents):,}: {len(ids):,} tokens", style="bold")
-    console().print(" ".join(map(str, ids.tolist())) if arguments.ids else documents.text(arguments.number))
+    # Written as it is: the console would take out carriage returns and make spaces of tabs.
+    print(" ".join(map(str, ids.tolist())) if arguments.ids else documents.text(arguments.number))
 
 
 def find_documents(arguments: argparse.Namespace) -> None:

@@ -57,6 +57,8 @@ class Documents:
         assert self.tokenizer is not None
         if not wanted:
             raise ConfigError("text to find is empty: give some.")
+        if any("\ud800" <= character <= "\udfff" for character in wanted):
+            raise ConfigError(f"text to find is {wanted!a}, which is not UTF-8: no document holds it.")
         # Spelling is slow, so a document is spelled only where the bytes of its pieces hold what is wanted.
         pieces = self.tokenizer.piece_bytes()
         needles = [t.encode() if isinstance(t, str) else pieces[t] for t in self.tokenizer.split(wanted)]

@@ -40,6 +40,22 @@ def test_a_set_is_looked_at_in_every_way(tmp_path: Path) -> None:
     assert code == 0 and "as its passport says" in out
 
 
+def test_a_document_is_shown_to_the_letter(tmp_path: Path) -> None:
+    corpus = write_jsonl(tmp_path / "t.jsonl", make_texts(0, 100))
+    model = train_tokenizer([corpus], tmp_path / "tokenizer.model", 380)
+    text = "def f():\n\treturn d[:key:]  :smile:\r\n\a[bold]x[/bold]"
+    preprocess([write_jsonl(tmp_path / "a.jsonl", [text])], tmp_path / "a", Tokenizer(model), append_eod=False)
+    command = [sys.executable, ROOT / "tools" / "inspect_data.py"]
+    pair, flags = tmp_path / "a_text_document", ("--tokenizer-model", model)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    out = subprocess.run([*command, "document", pair, "0", *flags], stdout=subprocess.PIPE, env=env, timeout=60).stdout
+    assert out.partition(b"\n")[2] == text.encode() + b"\n"
+    code, said, _ = inspect("find", pair, "d[:key:]", *flags)
+    assert code == 0 and "d[:key:]  :smile:" in said
+    code, _, error = inspect("find", pair, os.fsdecode(b"\xff"), *flags)
+    assert code == 2 and "not UTF-8" in error
+
+
 def test_mistakes_are_answered_in_a_sentence(tmp_path: Path) -> None:
     for arguments, words in (
         (("document", tmp_path / "none", 0, "--ids"), "does not exist"),
