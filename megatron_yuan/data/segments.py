@@ -29,7 +29,10 @@ _END = "\0"  # stands between segments; texts with it are encoded whole
 
 
 class Segments:
-    """Encodes plain text, which holds no special token and no NUL, with the SentencePiece model of `tokenizer`."""
+    """Encodes plain text, which holds no special token and no NUL, with the SentencePiece model of `tokenizer`.
+
+    In one thread: unasked, SentencePiece takes one for each core, and there is a worker for each already.
+    """
 
     def __init__(self, tokenizer: Tokenizer, dtype: np.dtype) -> None:
         self._model, self.dtype = tokenizer.model, dtype
@@ -71,7 +74,7 @@ class Segments:
         if not runs:
             return np.zeros(0, self.dtype), np.zeros(0, np.int64)
         if not self.sound:
-            encoded = self._model.encode(list(runs))
+            encoded = self._model.encode(list(runs), num_threads=1)
             ids = np.array(list(chain.from_iterable(encoded)), self.dtype)
             return ids, np.fromiter(map(len, encoded), np.int64, len(runs))
         text = (_END + self._mark).join(runs)
@@ -96,7 +99,7 @@ class Segments:
         if len(known) + len(new) > REMEMBERED:
             known.clear()
             new = list(set(segments))
-        encoded = self._bare.encode(new)
+        encoded = self._bare.encode(new, num_threads=1)
         flat = np.array(list(chain.from_iterable(encoded)), self.dtype).tobytes()
         ends = list(accumulate(len(ids) * self.dtype.itemsize for ids in encoded))
         known.update((s, flat[start:end]) for s, start, end in zip(new, [0, *ends], ends, strict=False))

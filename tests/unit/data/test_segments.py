@@ -83,6 +83,19 @@ def test_segments_have_the_ids_of_the_whole(model: Tokenizer) -> None:
     assert lengths.tolist() == [len(model.encode(text)) for text in texts]
 
 
+def test_a_worker_encodes_in_one_thread(model: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, whole = list[int](), sentencepiece.SentencePieceProcessor.encode
+
+    def counted(self, given, **options):
+        if isinstance(given, list):
+            threads.append(options.get("num_threads", -1))
+        return whole(self, given, **options)
+
+    monkeypatch.setattr(sentencepiece.SentencePieceProcessor, "encode", counted)
+    Encoder(model, ["text"], append_eod=False)._encode(make_texts(2, 5))
+    assert threads == [1]
+
+
 def test_parts_have_the_ids_of_the_whole(model: Tokenizer) -> None:
     encoder = Encoder(model, ["text"], append_eod=False)
     if not encoder.segments.sound:
