@@ -403,7 +403,10 @@ class YuanModel(YuanPreTrainedModel):
         use_cache = self.config.use_cache if use_cache is None else use_cache
         recompute = self.gradient_checkpointing and self.training
         known = past_key_values if cache is None else cache
-        cache = as_cache(known) if use_cache and not recompute else None
+        begun = known is not None and as_cache(known).get_seq_length() > 0  # to be gone on from, kept anew or not
+        if begun and recompute:
+            raise ValueError(f"gradient checkpointing cannot go on from {CACHE}; switch it off, or give all tokens")
+        cache = as_cache(known) if begun or (use_cache and not recompute) else None
         B, S = x_BSH.shape[:2]
         past = cache.get_seq_length() if cache is not None else 0
         real_BP = real_tokens(attention_mask, B, past + S, x_BSH.device)

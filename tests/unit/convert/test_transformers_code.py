@@ -123,6 +123,16 @@ def test_generation_reads_each_token_once_and_a_cache_may_be_passed_on(tmp_path:
         torch.testing.assert_close(rest.logits, model(ids).logits[:, -2:])
 
 
+def test_a_cache_that_is_given_counts_even_where_none_is_asked_for_or_is_refused(tmp_path: Path) -> None:
+    model, ids = open_export(export(tmp_path, TIED)[0]), prompts_of(TIED)[3][None]
+    begun = model(ids[:, :-2], use_cache=True).past_key_values
+    rest = model(ids[:, -2:], past_key_values=begun, use_cache=False)
+    torch.testing.assert_close(rest.logits, model(ids).logits[:, -2:])
+    model.train().gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="gradient checkpointing cannot go on from"):
+        model(ids[:, -2:], past_key_values=begun)
+
+
 def test_a_prompt_of_embeddings_continues_as_its_tokens_do(tmp_path: Path) -> None:
     model, inputs = open_export(export(tmp_path, TIED)[0]), padded(prompts_of(TIED))
     embedded = {"inputs_embeds": model.get_input_embeddings()(inputs["input_ids"])}
