@@ -24,7 +24,7 @@ class YuanConfig(PretrainedConfig):
     """
 
     model_type = "yuan"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012  (Trainer adds a list to it)
 
     def __init__(
         self,

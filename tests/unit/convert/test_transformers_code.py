@@ -133,6 +133,19 @@ def test_a_cache_that_is_given_counts_even_where_none_is_asked_for_or_is_refused
         model(ids[:, -2:], past_key_values=begun)
 
 
+def test_transformers_trainer_trains_and_evaluates_an_export(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    ids = prompts_of(TIED)[3]
+    rows: Any = [{"input_ids": ids, "labels": ids}] * 4
+    how = {"max_steps": 2, "report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
+    arguments = transformers.TrainingArguments(str(tmp_path / "trainer"), learning_rate=1e-2, **how)
+    model = open_export(export(tmp_path, TIED)[0])
+    trainer = transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before
+
+
 def test_a_prompt_of_embeddings_continues_as_its_tokens_do(tmp_path: Path) -> None:
     model, inputs = open_export(export(tmp_path, TIED)[0]), padded(prompts_of(TIED))
     embedded = {"inputs_embeds": model.get_input_embeddings()(inputs["input_ids"])}
