@@ -36,6 +36,14 @@ class YuanCache(DynamicCache):
         super().__init__(*args, **kwargs)
         self.filter_inputs: dict[int, Tensor] = {}
         """Layer -> [B, 2, H]."""
+        self.filtered = 0
+        """Tokens whose inputs the filters have seen."""
+
+    def checked_length(self) -> int:
+        """Tokens held; an error where some were taken away behind our back, as transformers 4 does without `crop`."""
+        if self.get_seq_length() != self.filtered:
+            self.crop()
+        return self.filtered
 
     def keep(self, layer: int, filled_BPH: Tensor) -> None:
         """Remember the end of `filled`, past inputs and new ones."""
@@ -408,7 +416,7 @@ class YuanModel(YuanPreTrainedModel):
             raise ValueError(f"gradient checkpointing cannot go on from {CACHE}; switch it off, or give all tokens")
         cache = as_cache(known) if begun or (use_cache and not recompute) else None
         B, S = x_BSH.shape[:2]
-        past = cache.get_seq_length() if cache is not None else 0
+        past = cache.checked_length() if cache is not None else 0
         real_BP = real_tokens(attention_mask, B, past + S, x_BSH.device)
         if position_ids is None:
             position_ids = (real_BP.cumsum(-1) - 1).clamp(min=0)[:, past:]
@@ -426,6 +434,8 @@ class YuanModel(YuanPreTrainedModel):
             else:
                 x_BSH, logits_TE = layer(x_BSH, *context)
             router_logits.append(logits_TE)
+        if cache is not None:
+            cache.filtered = past + S
         x_BSH = self.norm(x_BSH)
         hidden_states.append(x_BSH)
         if output_hidden_states is None:

@@ -133,6 +133,16 @@ def test_a_cache_that_is_given_counts_even_where_none_is_asked_for_or_is_refused
         model(ids[:, -2:], past_key_values=begun)
 
 
+def test_a_cache_that_lost_tokens_is_refused_however_they_were_taken(tmp_path: Path) -> None:
+    model, ids = open_export(export(tmp_path, TIED)[0]), prompts_of(TIED)[3][None]
+    begun = model(ids[:, :-2], use_cache=True).past_key_values
+    shorter = model(ids[:, :-4], use_cache=True).past_key_values
+    name = "layers" if hasattr(begun, "layers") else "key_cache"
+    setattr(begun, name, getattr(shorter, name))  # what crop() would leave
+    with pytest.raises(NotImplementedError, match="cannot be shortened"):
+        model(ids[:, -4:], past_key_values=begun)
+
+
 def test_transformers_trainer_trains_and_evaluates_an_export(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     ids = prompts_of(TIED)[3]
