@@ -114,8 +114,9 @@ def _stage(
     is_first, is_last = stage == 0, stage == pp_size - 1
     held = sum(map(len, chunks)) * parameters.layer.total + edge_parameters(parameters, is_first, is_last)
     size, tokens = element_bytes(config), config.training.micro_batch_size * config.data.seq_length
-    kept = order_of(stage, pp_size, vp_size, min(microbatches, 2 * pp_size)).in_flight()  # no later passes are kept
-    activations = sum(count * _chunk_activation_bytes(config, len(chunks[c])) for c, count in kept.items()) * tokens
+    of_pass = [_chunk_activation_bytes(config, len(chunk)) for chunk in chunks]
+    kept = order_of(stage, pp_size, vp_size, min(microbatches, 3 * pp_size)).in_flight(of_pass)  # then it is as before
+    activations = sum(count * of_pass[c] for c, count in kept.items()) * tokens
     working = _layer_working_bytes(config, tokens)
     if is_last:
         # Final norm's input and output and the loss's gradient, of the one microbatch at the end; the head's gradient.

@@ -10,6 +10,7 @@ tests/contract holds this against the tables that the library itself computes.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -37,9 +38,19 @@ class Order:
         tail = self.backwards[len(self.forwards) - self.warmup :]
         return [*self.forwards[: self.warmup], *(each for pair in steady for each in pair), *tail]
 
-    def in_flight(self) -> Counter[int]:
-        """Passes of each chunk that are kept for backward when most are."""
-        return Counter(each.chunk for each in self.forwards[: min(self.warmup + 1, len(self.forwards))])
+    def in_flight(self, weights: Sequence[int]) -> Counter[int]:
+        """Passes of each chunk that are kept for backward when they weigh most, `weights`: of a pass of each chunk.
+
+        As many are kept from the warmup on, but of chunks in turn: where these are unequal not all times are alike.
+        """
+        kept, fullest, weight, most = Counter[int](), Counter[int](), 0, 0
+        for each in self.passes:
+            sign = 1 if each.forward else -1
+            kept[each.chunk] += sign
+            weight += sign * weights[each.chunk]
+            if weight > most:
+                fullest, most = kept.copy(), weight
+        return fullest
 
 
 def order_of(stage: int, stages: int, virtual: int, microbatches: int) -> Order:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable
 from dataclasses import replace
 
@@ -90,6 +91,11 @@ def test_processes_that_wait_for_each_other_for_ever_are_our_bug() -> None:
 
 
 def test_kept_microbatches_are_those_of_the_warmup_and_one_more() -> None:
-    assert [order_of(s, 4, 1, 8).in_flight().total() for s in range(4)] == [4, 3, 2, 1]
+    assert [order_of(s, 4, 1, 8).in_flight([1]).total() for s in range(4)] == [4, 3, 2, 1]
     # Interleaved, 2 stages x 2 chunks: the first keeps 2 + 2 x 1 + 1 chunk passes, the last 2 + 1.
-    assert [dict(order_of(s, 2, 2, 8).in_flight()) for s in range(2)] == [{0: 3, 1: 2}, {0: 2, 1: 1}]
+    assert [dict(order_of(s, 2, 2, 8).in_flight([1, 1])) for s in range(2)] == [{0: 3, 1: 2}, {0: 2, 1: 1}]
+
+
+def test_of_unequal_chunks_the_kept_passes_are_those_of_the_fullest_moment() -> None:
+    # The last stage, once its first microbatch is back: three of the first chunk, the heavier, none of the second.
+    assert order_of(1, 2, 2, 8).in_flight([3, 1]) == Counter({0: 3})
