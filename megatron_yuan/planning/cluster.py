@@ -104,15 +104,14 @@ def least_gpus(config: Config, machine: Machine, beyond: int) -> int | None:
 
 def write_config(plan: ClusterPlan, path: Path) -> None:
     """The best layout as a file for `pretrain_yuan_moe.py --config`. ConfigError where another's file is there."""
-    best = plan.best[0]
-    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(MARK):
-        raise ConfigError(f"output {path} is there and is no plan of this tool; name another file by --output.")
-    layout = best.layout
+    layout = plan.best[0].layout
     head = (
         f"{MARK} {layout.stages} stages x {layout.replicas} replicas on {layout.gpus} x {plan.machine.name}.\n"
         f"# torchrun with {layout.gpus} processes in all, pretrain_yuan_moe.py --config {path.name} --data-path ...\n"
     )
     try:
+        if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(MARK):
+            raise ConfigError(f"output {path} is there and is no plan of this tool; name another file by --output.")
         path.write_text(head + to_yaml(layout.config), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"output {path}: cannot be written ({error.strerror}); name another by --output.") from None

@@ -80,6 +80,8 @@ def test_another_file_is_not_overwritten_but_an_earlier_plan_is(tmp_path: Path) 
     (tmp_path / "mine.yaml").write_text("lr: 1\n")
     with pytest.raises(ConfigError, match="no plan of this tool"):
         write_config(plan, tmp_path / "mine.yaml")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write_config(plan, tmp_path)
 
 
 def test_a_model_whose_layer_alone_is_too_large_is_told_so() -> None:
