@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_yuan.config.fields import with_values
 from megatron_yuan.config.schema import Config
+from megatron_yuan.config.validate import validate
 from megatron_yuan.config.yaml_file import to_yaml
 from megatron_yuan.errors import ConfigError
 from megatron_yuan.planning.accounting import TRAINING_PASSES, forward_flops
@@ -91,7 +92,9 @@ def _sized(config: Config, tokens: float | None) -> Config:
     steps = math.ceil(tokens / (batch * config.data.seq_length))
     decay = config.optimizer.lr_decay_iters
     follows = decay is not None and decay >= config.training.train_iters
-    return with_values(config, {"train_iters": steps, "lr_decay_iters": steps if follows else decay})
+    sized = with_values(config, {"train_iters": steps, "lr_decay_iters": steps if follows else decay})
+    validate(sized)  # a warmup may be longer than the run has become: what is written must train as it is
+    return sized
 
 
 def least_gpus(config: Config, machine: Machine, beyond: int) -> int | None:

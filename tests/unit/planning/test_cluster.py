@@ -104,6 +104,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("--gpus 8 --gpu h100-80gb --tokens many", "tokens is 'many'"),
         ("--gpus 8 --gpu h100-80gb --tokens -5", "tokens is -5"),
         ("--gpus 8 --gpu h100-80gb --tokens nan", "tokens is nan"),
+        ("--gpus 8 --gpu h100-80gb --tokens 2e10", "lower --lr-warmup-iters"),  # the plan would not train as written
         ("--gpus 8 --gpu h100-80gb --preset yuan2-m32 --pipeline-model-parallel-size 32", "is not divisible by 32"),
         ("--gpus 8 --gpu", "--gpu needs a value"),
     ],
