@@ -114,13 +114,13 @@ def machine_of(tree: Any, name: str, where: str) -> Machine:
     if not isinstance(tree, dict):
         raise ConfigError(f"{where} holds no figures; write lines such as 'memory_gb: 80'.")
     given = {str(key): value for key, value in cast("dict[Any, Any]", tree).items()}
+    for key in given:
+        if key not in FIGURES:
+            raise ConfigError(f"{where}: unknown figure {key!r}{perhaps(key, FIGURES)}.")
     missing = [figure for figure in FIGURES if figure not in given]
     if missing:
         unit = FIGURES[missing[0]][0]
         raise ConfigError(f"{where} lacks {', '.join(missing)}; add each, such as '{missing[0]}: NUMBER' ({unit}).")
-    for key in given:
-        if key not in FIGURES:
-            raise ConfigError(f"{where}: unknown figure {key!r}{perhaps(key, FIGURES)}.")
     figures = {key: _figure(key, given[key], where, name) for key in FIGURES}
     if figures["reserve_gb"].value >= figures["memory_gb"].value:
         raise ConfigError(

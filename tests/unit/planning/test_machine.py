@@ -32,6 +32,11 @@ def test_a_missing_figure_is_named(tmp_path: Path, name: str) -> None:
         read_machine(written(tmp_path, **{name: None}))
 
 
+def test_a_misspelt_figure_is_named_and_corrected(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown figure 'latncy_us'; perhaps you meant latency_us"):
+        read_machine(written(tmp_path, latency_us=None, latncy_us="20"))
+
+
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.parametrize("value", ["-1", "1e30", ".nan", ".inf", "fast", "true", "[1]", "", "{source: me}"])
 def test_an_absurd_figure_is_refused_in_a_sentence(tmp_path: Path, name: str, value: str) -> None:
