@@ -67,7 +67,12 @@ def _winner(plan: ClusterPlan) -> Iterator[str]:
     yield f"The fastest: {_described(layout)}"
     if layout.gpus < plan.gpus:
         idle = plan.gpus - layout.gpus
-        yield f"  {idle} of {plan.gpus} GPUs are not used: no more replicas of these stages divide the batch"
+        why = (
+            "too few for another replica of these stages"
+            if idle < layout.stages
+            else "more replicas of these stages do not divide the batch"
+        )
+        yield f"  {idle:,} of {plan.gpus:,} GPUs are not used: {why}"
     yield (
         f"  slowest stage {step.slowest_share:.1%} of all stages' time (even: {1 / layout.stages:.1%}); a message "
         f"{step.message_bytes / 1e6:.1f} MB;"

@@ -58,7 +58,13 @@ def test_the_best_layout_can_be_trained_as_written(tmp_path: Path, gpus: int) ->
 def test_more_gpus_than_the_batch_has_samples_are_left_unused() -> None:
     plan = plan_cluster(with_values(M32, {"num_layers": 2, "global_batch_size": 4}), 1_000_000, H200)
     assert plan.best[0].layout.replicas <= 4
-    assert "GPUs are not used" in cluster_report(plan)
+    assert "GPUs are not used: more replicas of these stages do not divide the batch" in cluster_report(plan)
+
+
+def test_gpus_that_are_too_few_for_another_replica_are_said_to_be() -> None:
+    plan = plan_cluster(M32, 14, H100)
+    assert plan.best[0].layout.stages == 13
+    assert "1 of 14 GPUs are not used: too few for another replica of these stages" in cluster_report(plan)
 
 
 def test_no_layout_that_was_passed_over_is_faster_and_none_as_fast_needs_fewer_gpus() -> None:
