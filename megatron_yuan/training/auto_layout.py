@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from megatron_yuan.config.yaml_file import read_yaml
 from megatron_yuan.errors import ConfigError
 from megatron_yuan.parallel.topology import Topology
 from megatron_yuan.planning.balance import balanced_sizes, slowest_share, stage_seconds
-from megatron_yuan.planning.costs import Costs
+from megatron_yuan.planning.costs import Costs, PassSeconds
 from megatron_yuan.report.run_folder import RunFolder
 from megatron_yuan.training.pieces import PieceTimes, edge_of, layer_of
 
@@ -73,6 +74,12 @@ def _shape(parallel: ParallelConfig) -> tuple[int, int]:
     return parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
 
 
+def _made_again(layer: PassSeconds, parallel: ParallelConfig) -> PassSeconds:
+    """With the forward pass that backward repeats, where it does of all layers; of N it adds as much to each chunk."""
+    again = parallel.recompute_granularity == "full" and parallel.recompute_num_layers is None
+    return replace(layer, backward=layer.backward + layer.forward) if again else layer
+
+
 def _measure(config: Config, topology: Topology) -> Costs:
     bench = PieceTimes(config, topology)
     bench.pieces(1)
@@ -85,7 +92,7 @@ def _measure(config: Config, topology: Topology) -> Costs:
     every = topology.gather(mine)
     pieces = {name: statistics.median(each[name] for each in every) for name in mine}
     return Costs(
-        layer=layer_of(pieces),
+        layer=_made_again(layer_of(pieces), config.parallel),
         embedding=edge_of(pieces, "first"),
         head=edge_of(pieces, "last"),
         zero=pieces["zero"],
