@@ -72,8 +72,9 @@ class Costs:
 def costs_on(machine: Machine, config: Config, replicas: int) -> Costs:
     """Modelled from the figures of `machine`.
 
-    Ranks are placed as megatron-core places them, replicas of a stage side by side: with as many replicas as a machine
-    has GPUs, neighbouring stages are on different machines, and an all-reduce uses the card of each GPU in its ring.
+    Ranks are placed as megatron-core places them, replicas of a stage side by side. The slowest link counts: of several
+    machines some neighbouring stages are on different ones, and so are some replicas where their number does not divide
+    a machine's GPUs. An all-reduce uses the card of each GPU in its ring.
     """
     model, size = config.model, element_bytes(config)
     tokens = config.training.micro_batch_size * config.data.seq_length
@@ -82,7 +83,8 @@ def costs_on(machine: Machine, config: Config, replicas: int) -> Costs:
     bandwidth = machine.memory_bytes_per_second
     latency = machine.latency_us.value * 1e-6
     one_node = stages * replicas <= gpus
-    ring = machine.link_bytes_per_second(replicas <= gpus, min(replicas, gpus))
+    cards = _cards(stages, replicas, gpus)
+    ring = machine.link_bytes_per_second(cards is None, cards or 1)
     V, H = model.padded_vocab_size, model.hidden_size
     table = V * H
     return Costs(
@@ -99,7 +101,7 @@ def costs_on(machine: Machine, config: Config, replicas: int) -> Costs:
         norm=GRADIENT_BYTES / bandwidth,
         optimizer=(GRADIENT_BYTES + 2 * optimizer_bytes(config) + size) / bandwidth,
         message_latency=latency,
-        message=1 / machine.link_bytes_per_second(one_node or replicas < gpus),
+        message=1 / machine.link_bytes_per_second(one_node),
         reduce_latency=latency,
         reduce=1 / ring,
         tied=1 / machine.link_bytes_per_second(one_node),
@@ -110,6 +112,13 @@ def costs_on(machine: Machine, config: Config, replicas: int) -> Costs:
             f"{machine.memory_gb_per_s.value:g} GB/s ({machine.memory_efficiency.source})"
         ),
     )
+
+
+def _cards(stages: int, replicas: int, gpus: int) -> int | None:
+    """Fewest GPUs that replicas of a stage have in one of several machines; None: each stage's are all in one."""
+    ends = ((stage * replicas, (stage + 1) * replicas - 1) for stage in range(stages))
+    apart = ((first, last) for first, last in ends if first // gpus != last // gpus)
+    return min((min(gpus - first % gpus, last % gpus + 1) for first, last in apart), default=None)
 
 
 def _gradient_bytes(parameters: int, size: int) -> int:

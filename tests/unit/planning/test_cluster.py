@@ -14,6 +14,7 @@ from megatron_yuan.errors import ConfigError
 from megatron_yuan.planning.candidates import first_that_fits, layouts
 from megatron_yuan.planning.cluster import plan_cluster, write_config
 from megatron_yuan.planning.cluster_report import cluster_report
+from megatron_yuan.planning.costs import Costs, costs_on
 from megatron_yuan.planning.machine import read_machine
 from megatron_yuan.planning.memory import plan_memory
 
@@ -77,6 +78,20 @@ def test_no_layout_that_was_passed_over_is_faster_and_none_as_fast_needs_fewer_g
     best = plan_cluster(small, 8, H200).best[0]
     assert best.seconds <= enough * 1.001  # the best is simulated whole
     assert best.layout.gpus == min(each.layout.gpus for each in tried if each.seconds <= enough)
+
+
+def test_stages_and_replicas_on_several_machines_meet_over_the_network() -> None:
+    def costs(stages: int, replicas: int) -> Costs:
+        return costs_on(H200, with_values(M32, {"pipeline_model_parallel_size": stages}), replicas)
+
+    nvlink, card = (H200.link_bytes_per_second(within) for within in (True, False))
+    assert (costs(4, 2).message, costs(4, 2).reduce) == (1 / nvlink, 1 / nvlink)
+    # Four replicas: the second stage's GPUs are on the first machine, the third's on the second.
+    assert (costs(6, 4).message, costs(6, 4).reduce) == (1 / card, 1 / nvlink)
+    # Six: of the second stage's GPUs two are on the first machine, four on the second. Twelve: four at the least.
+    assert costs(8, 6).reduce == 1 / (2 * card)
+    assert costs(8, 12).reduce == 1 / (4 * card)
+    assert costs(8, 16).reduce == 1 / min(8 * card, nvlink)
 
 
 def test_another_file_is_not_overwritten_but_an_earlier_plan_is(tmp_path: Path) -> None:
