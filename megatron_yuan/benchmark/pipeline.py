@@ -128,9 +128,9 @@ def timed_passes(config: Config, rounds: int) -> list[list[Taken]]:
             batches = random_batches(config, topology, step)
             clock = PassClock()
             topology.barrier()
-            topology.pulse.listener = clock.hear
+            topology.pulse.listeners = [clock.hear]
             train_step(model, config, topology, batches, step + 1)
-            topology.pulse.listener = None
+            topology.pulse.listeners = []
             steps.append(clock.passes)
         return steps[WARM_STEPS:]
     finally:

@@ -42,7 +42,7 @@ class Recorder:
         self._pulse, self._device = topology.pulse, topology.device
         self._ahead = clock_ahead(topology)
         self._beats: list[tuple[Position, float, Any]] = []
-        self._pulse.listener = self._hear
+        self._pulse.listeners.append(self._hear)
 
     def _hear(self, position: Position) -> None:
         self._beats.append((position, time.perf_counter(), self._mark()))
@@ -56,7 +56,7 @@ class Recorder:
 
     def spans(self) -> list[Span]:
         """Stop listening; each phase lasts until the next one begins."""
-        self._pulse.listener = None
+        self._pulse.listeners.remove(self._hear)
         self._hear(self._pulse.position)
         times = self._times()
         found = []

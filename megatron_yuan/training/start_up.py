@@ -25,7 +25,7 @@ class StartUp:
             ("processes meet", met),
             ("preflight", now),
         ]
-        self._pulse.listener = self._hear
+        self._pulse.listeners.append(self._hear)
 
     def _hear(self, position: Position) -> None:
         phase = position.phase.partition(" (")[0]
@@ -37,8 +37,7 @@ class StartUp:
 
     def line(self) -> str:
         """In words, once the first step is done; it stops listening."""
-        if self._pulse.listener == self._hear:
-            self._pulse.listener = None
+        self._pulse.listeners.remove(self._hear)
         seconds: dict[str, float] = {}
         ends = [*(at for _, at in self._marks[1:]), time.monotonic()]
         for (part, begin), end in zip(self._marks, ends, strict=True):

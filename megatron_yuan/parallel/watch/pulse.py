@@ -32,8 +32,8 @@ class Pulse:
         self.step: int | None = None
         self.during = ""
         """Before the name of a phase that several things go through, such as 'validation '."""
-        self.listener: Callable[[Position], None] | None = None
-        """Told of every beat, in the training thread: what records a trace."""
+        self.listeners: list[Callable[[Position], None]] = []
+        """Told of every beat, in the training thread: what records a trace, and what times the start."""
 
     def beat(self, phase: str, microbatch: int | None = None, waits: bool = False) -> None:
         """Say that `phase` begins, or that it goes on; less than a microsecond."""
@@ -54,5 +54,5 @@ class Pulse:
 
     def _tell(self, position: Position) -> None:
         self.position = position
-        if self.listener is not None:
-            self.listener(position)
+        for listener in self.listeners:
+            listener(position)
