@@ -42,7 +42,7 @@ def findings(trace: Trace) -> Findings:
     """Of a trace with one step at least."""
     p, m, v = trace.stages, trace.microbatches, trace.chunks
     idle = [share for rank in trace.ranks for share in _idle_shares(rank, trace)]
-    busy = {rank.rank: _busy(rank) / max(1, len(trace.steps) * m) for rank in trace.ranks}
+    busy = {rank.rank: _busy(rank) / max(1, _trained(rank) * m) for rank in trace.ranks}
     by_stage = [[rank for rank in trace.ranks if rank.stage == stage] for stage in range(p)]
     slow = []
     for members in by_stage:
@@ -56,6 +56,11 @@ def findings(trace: Trace) -> Findings:
         stage_seconds=[statistics.median(busy[rank.rank] for rank in members) for members in by_stage if members],
         slow=slow,
     )
+
+
+def _trained(rank: Rank) -> int:
+    """Steps with passes: one that was left out has none."""
+    return len({span.step for span in rank.spans if kind_of(span.phase) == "backward"})
 
 
 def _busy(rank: Rank) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -57,6 +58,12 @@ def test_a_slow_replica_is_named() -> None:
     found = findings(one_f_one_b(2, 4, replicas=3, slow=3))
     assert [name for name, _ in found.slow] == ["rank 3: stage 1, replica 1"]
     assert "is slow: 2.00 x the median" in found.lines()[1]
+
+
+def test_a_step_that_was_left_out_does_not_make_the_others_look_faster() -> None:
+    trace = one_f_one_b(2, 4)
+    left_out = [replace(rank, spans=[*rank.spans, Span(99.0, 0.1, 8, "begin", None, False)]) for rank in trace.ranks]
+    assert findings(replace(trace, ranks=left_out)) == findings(trace)
 
 
 def test_perfetto_gets_every_span_with_its_rank_and_microseconds() -> None:
