@@ -19,7 +19,7 @@ def fit(run: Run) -> None:
             run.validate(run.step)
         while run.step < run.last_step and run.stop_reason is None:
             step = run.step + 1
-            with run.tracer.step(step, last=step == run.last_step):
+            with run.tracer.step(step):
                 result = run.train_step(step)
             run.telemetry.step(result)
             run.say_start_up()
@@ -33,6 +33,7 @@ def fit(run: Run) -> None:
                 run.measure_tasks(step)
             if last or run.stop_reason is not None or _due(step, config.checkpoint.save_interval):
                 run.save()
+        run.tracer.close(run.step)
         if run.stop_reason is None and run.step == config.training.train_iters:
             run.measure_test()
         run.draw()

@@ -22,26 +22,33 @@ from megatron_yuan.report.trace.trace import Rank, Trace
 
 
 class Tracer:
-    """Records from the first step of profile-step-start ... profile-step-end that is trained to the last."""
+    """Records from the first step of profile-step-start ... profile-step-end that this session trains to the last."""
 
     def __init__(self, config: Config, topology: Topology, microbatches: int) -> None:
         self._config, self._topology, self._microbatches = config, topology, microbatches
         self._recorder: Recorder | None = None
+        self._first = 0
         self._kernels: Any = None
 
     @contextmanager
-    def step(self, step: int, last: bool) -> Iterator[None]:
-        """Around each step; `last`: none follows. Called by all ranks together."""
+    def step(self, step: int) -> Iterator[None]:
+        """Around each step. Called by all ranks together."""
         start, end = self._config.logging.profile_step_start, self._config.logging.profile_step_end
         if start is None or end is None or not start <= step <= end:
             yield
             return
         if self._recorder is None:
-            self._recorder = Recorder(self._topology)
+            self._first, self._recorder = step, Recorder(self._topology)
             self._kernels = self._start_kernels()
         yield
-        if step == end or last:
-            self._write(start, step)
+        if step == end:
+            self.close(step)
+
+    def close(self, step: int) -> None:
+        """Write what was recorded up to `step`, if anything: a session may end inside the range. Called by all ranks
+        together."""
+        if self._recorder is not None:
+            self._write(self._first, step)
 
     def _start_kernels(self) -> Any:
         logging = self._config.logging

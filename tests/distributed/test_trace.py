@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +35,20 @@ def fitted(config: Config) -> None:
         fit(start_run(config, topology, open_sources(config.data, config.model.vocab_size)))
     finally:
         processes.stop()
+
+
+def stopped_in_the_second_step(config: Config) -> None:
+    from megatron_yuan.training.run import Run
+
+    train_step = Run.train_step
+
+    def and_a_signal(run: Run, step: int) -> Any:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(run, step)
+
+    Run.train_step = and_a_signal  # type: ignore[method-assign]
+    fitted(config)
 
 
 def settings(tmp_path: Path, stages: int, **values: Any) -> Config:
@@ -99,3 +115,14 @@ def test_an_interleaved_schedule_has_each_microbatch_once_in_every_chunk(tmp_pat
         for kind in ("forward", "backward"):
             found = [e["args"]["microbatch"] for e in events if e["ph"] == "X" and (e["pid"], e["cat"]) == (rank, kind)]
             assert set(found) == {1, 2, 3, 4} and len(found) >= 8
+
+
+def test_a_session_that_ends_inside_the_range_leaves_what_it_traced_and_the_next_one_the_rest(tmp_path: Path) -> None:
+    once = {"global_batch_size": 2, "train_iters": 4, "profile_step_end": 4, "profile_step_start": 1}
+    run_processes(stopped_in_the_second_step, 1, settings(tmp_path, 1, **once))
+    assert (tmp_path / "run" / "traces" / "steps-1-2.html").exists()
+    run_processes(fitted, 1, settings(tmp_path, 1, **once))
+    traced = {path.stem: path for path in (tmp_path / "run" / "traces").glob("*.json")}
+    assert set(traced) == {"steps-1-2", "steps-3-4"}
+    events = json.loads(traced["steps-3-4"].read_text())["traceEvents"]
+    assert {event["args"]["step"] for event in events if event["ph"] == "X"} == {3, 4}
