@@ -141,10 +141,12 @@ def test_before_its_time_limit_a_job_saves_requeues_itself_and_goes_on_to_the_bi
 
 def test_an_array_is_one_run_in_sessions_that_follow_each_other(cluster, settings, tmp_path):
     run, logs = tmp_path / "run", tmp_path / "jobs.txt"
-    together = submit(cluster, settings, tmp_path / "together.txt", "--array=1-2")
-    wait_for(lambda: not cluster.ask("squeue", "--noheader"), 60, logs, cluster)
-    assert "sbatch --array=1-20%1" in (tmp_path / "together.txt").read_text(), together
-    assert not run.exists()
+    for together in ("1-2", "1-2%10"):
+        said = tmp_path / f"{together.replace('%', ' by ')}.txt"  # Slurm fills in what follows a % in a log's name
+        submit(cluster, settings, said, f"--array={together}")
+        wait_for(lambda: not cluster.ask("squeue", "--noheader"), 60, logs, cluster)
+        assert "sbatch --array=1-20%1" in said.read_text()
+        assert not run.exists()
 
     array = submit(cluster, settings, logs, "--array=1-4%1", "--open-mode=append")
     wait_for(lambda: steps(run) >= 10, 60, logs, cluster)
