@@ -20,7 +20,7 @@ from megatron_yuan.data.index_cache import FORMAT
 from megatron_yuan.data.record import Identity, check_same_data, data_record
 from megatron_yuan.data.sample import SampleSource
 from megatron_yuan.data.verify import verify_sources
-from megatron_yuan.errors import ConfigError
+from megatron_yuan.errors import ConfigError, ParallelError
 from megatron_yuan.parallel.topology import Topology
 from megatron_yuan.parallel.turns import in_turns
 
@@ -56,7 +56,9 @@ def open_run_data(config: Config, sources: Sources, position: RunState, topology
         return RunData(train, *held_out, record)
 
     opened = in_turns(topology, "data", open_here)
-    return replace(opened, record=topology.gather(opened.record)[0])
+    records = topology.gather(opened.record)
+    _check_hosts(records)
+    return replace(opened, record=records[0])
 
 
 def record_of(config: Config, sources: Sources, found: Sequence[Identity]) -> dict[str, Any]:
@@ -99,6 +101,20 @@ def check_skipped(config: Config, position: RunState, available: int) -> str | N
             "with samples that have no loss"
         )
     return None
+
+
+def _check_hosts(records: Sequence[Mapping[str, Any]]) -> None:
+    """ParallelError where another host's data, which its first rank has read, are not rank 0's: passports are compared
+    earlier, and not every set has one."""
+    for rank, record in enumerate(records):
+        for ours, theirs in zip(records[0]["sets"], record["sets"], strict=False):
+            for content in ("idx_sha256", "bin_sha256"):
+                if ours[content] and theirs[content] and ours[content] != theirs[content]:
+                    raise ParallelError(
+                        f"data {ours['name']} is not the same on all ranks: sha256 {ours[content][:12]} on rank 0, "
+                        f"{theirs[content][:12]} on rank {rank}.\n"
+                        "Fix: the same files on every host, or a folder that all share."
+                    )
 
 
 def _check_goes_on(position: RunState, record: Mapping[str, Any], config: Config) -> None:
