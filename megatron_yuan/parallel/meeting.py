@@ -45,9 +45,11 @@ def _store(rank: int, world_size: int, timeout: timedelta) -> Any:
     serves = rank == 0 and not keeps_its_store()
     if not serves:
         _reach(host, port, rank, timeout)
+    # Who serves listens at all addresses, and reaches itself at its own: a wrong name then costs no page of torch's.
+    own = "127.0.0.1" if serves else host
     try:
         return dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-            host, port, world_size, is_master=serves, timeout=timeout, wait_for_workers=False
+            own, port, world_size, is_master=serves, timeout=timeout, wait_for_workers=False
         )
     except dist.DistError as error:
         reason = next(iter(str(error).splitlines()), "")
@@ -90,7 +92,8 @@ def _receive(store: Any, rank: int, world_size: int, timeout: timedelta) -> str:
         if absent and time.monotonic() >= deadline:
             raise ParallelError(
                 f"rank {rank} has waited {timeout} for the ranks {sorted(absent)}, which have not come.\n"
-                "Fix: see why they do not start, or raise --distributed-timeout-minutes."
+                f"Fix: see why they do not start, that they reach MASTER_ADDR {os.environ.get('MASTER_ADDR')} and "
+                "that it is the host of rank 0, or raise --distributed-timeout-minutes."
             )
         time.sleep(_POLL_SECONDS if absent else 0)
     return name

@@ -103,6 +103,15 @@ def test_rank_0_names_those_who_do_not_come_and_a_port_that_is_taken(alone):
             meet(0, 2, timedelta(seconds=1))
 
 
+def test_rank_0_that_was_given_another_address_than_its_own_says_so_without_a_page_of_torchs(alone, capfd):
+    alone.setenv("MASTER_ADDR", "no-such-host.invalid")
+    with pytest.raises(
+        ParallelError, match=r"\[1\].*\n.*that they reach MASTER_ADDR no-such-host.invalid and that it is"
+    ):
+        meet(0, 2, timedelta(seconds=1))
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
