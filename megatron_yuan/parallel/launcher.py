@@ -33,13 +33,14 @@ def meeting_place() -> tuple[str, int]:
             )
     if rank() >= size:
         raise ParallelError(f"RANK is {rank()}, but WORLD_SIZE is {size}: ranks count from 0 to WORLD_SIZE - 1.")
-    return os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0, least=1)
+    return os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0, least=1, most=65535)
 
 
-def _number(name: str, without: int, least: int = 0) -> int:
+def _number(name: str, without: int, least: int = 0, most: int | None = None) -> int:
     value = os.environ.get(name, str(without))
-    if not value.isdecimal() or int(value) < least:
+    if not value.isdecimal() or int(value) < least or (most is not None and int(value) > most):
+        rule = f"{least} or more" if most is None else f"{least} to {most}"
         raise ParallelError(
-            f"the environment variable {name} is '{value}': a launcher sets it to a whole number, {least} or more."
+            f"the environment variable {name} is '{value}': a launcher sets it to a whole number, {rule}."
         )
     return int(value)

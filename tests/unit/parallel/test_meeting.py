@@ -119,6 +119,7 @@ def test_rank_0_that_was_given_another_address_than_its_own_says_so_without_a_pa
         ({"RANK": "0", "MASTER_ADDR": None}, "MASTER_ADDR is not set"),
         ({"RANK": "0", "MASTER_PORT": ""}, "MASTER_PORT is not set"),
         ({"RANK": "0", "MASTER_PORT": "x"}, "MASTER_PORT is 'x'"),
+        ({"RANK": "0", "MASTER_PORT": "99999"}, "MASTER_PORT is '99999': .* 1 to 65535"),
         ({"RANK": "2"}, "RANK is 2, but WORLD_SIZE is 2"),
         ({"RANK": "-1"}, "RANK is '-1'"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
