@@ -153,14 +153,15 @@ def print_batch(
 ) -> list[list[int]]:
     """Print the answers to all prompts once they are there; returns their ids."""
     from megatron_yuan.inference.stopping import cut_text
+    from megatron_yuan.inference.streaming import text_behind
 
     found = model.complete(
         prompts, arguments.max_new_tokens, sampling, None, arguments.stop, use_cache=not arguments.no_cache
     )
-    for text, completion in zip(texts, found, strict=True):
+    for text, prompt, completion in zip(texts, prompts, found, strict=True):
         if not speaks:
             break
-        answer = cut_text(tokenizer.decode(completion.ids), arguments.stop)
+        answer = cut_text(text_behind(prompt, completion.ids, tokenizer.decode), arguments.stop)
         print(answer if len(texts) == 1 else f"{text} => {answer}")
         if arguments.logprobs:
             for token, logprob in zip(completion.ids, completion.logprobs, strict=True):

@@ -19,7 +19,7 @@ from megatron_yuan.evaluation.answers import Answers, fingerprint, request_key
 from megatron_yuan.inference.model import LanguageModel
 from megatron_yuan.inference.scoring import Question, score
 from megatron_yuan.inference.stopping import cut_text
-from megatron_yuan.inference.streaming import stream_text
+from megatron_yuan.inference.streaming import text_behind
 from megatron_yuan.log import console
 
 DEFAULT_NEW_TOKENS = 256
@@ -158,12 +158,10 @@ class Adapter(TemplateLM):
     def _answer(self, wishes: Sequence[Wish]) -> list[str]:
         until, limit = wishes[0].until, wishes[0].max_new_tokens
         found = self.model.complete([wish.prompt for wish in wishes], limit, stop_strings=until)
-        texts = [
-            # As it goes on from the prompt: by itself, an answer's leading space would be lost.
-            "".join(stream_text(completion.ids, self.text.spell, wish.prompt))
+        return [
+            cut_text(text_behind(wish.prompt, completion.ids, self.text.spell), until)
             for wish, completion in zip(wishes, found, strict=True)
         ]
-        return [cut_text(text, until) for text in texts]
 
     def _fitting(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The pair, cut at the left to what the model is meant for: its last token is only predicted."""

@@ -31,6 +31,11 @@ def stream_text(tokens: Iterable[int], decode: Callable[[list[int]], str], promp
         yield _behind(settled, pending, decode)
 
 
+def text_behind(prompt: Sequence[int], ids: Sequence[int], decode: Callable[[list[int]], str]) -> str:
+    """The text of an answer's `ids` as it goes on from the prompt: by itself, it would lose a leading space."""
+    return "".join(stream_text(ids, decode, prompt))
+
+
 def _behind(settled: list[int], pending: list[int], decode: Callable[[list[int]], str]) -> str:
     before, text = decode(settled), decode(settled + pending)
     return text[len(before) :] if text.startswith(before) else decode(pending)

@@ -13,6 +13,7 @@ import sentencepiece
 
 import megatron_yuan
 from megatron_yuan.data.tokenizer import Tokenizer
+from megatron_yuan.inference.model import Completion, LanguageModel
 from tests.reference import yuan
 from tests.reference.published_layout import config_json, published, write_folder
 from tests.unit.inference.test_model import SHAPE
@@ -149,3 +150,22 @@ def test_several_prompts_are_a_batch_with_stop_strings_and_log_probabilities(
     assert f"one two => {answer[: answer.find(answer[1:3])]}\n" in capsys.readouterr().out
     code = run_tool(monkeypatch, "generate.py", "--load", folder, *both, "--pipeline-model-parallel-size", 2)
     assert code == 2 and "there are 1 processes" in capsys.readouterr().err
+
+
+def test_an_answer_that_begins_with_a_space_begins_with_it_in_a_batch_and_with_stop_strings_too(
+    folder: Path, tokenizer_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = Tokenizer(tokenizer_model).encode("two three")
+    monkeypatch.setattr(LanguageModel, "stream", lambda *_, **__: iter(answer))
+    monkeypatch.setattr(
+        LanguageModel,
+        "complete",
+        lambda _, prompts, *__, **___: [Completion(answer, [0.0] * len(answer))] * len(prompts),
+    )
+    given = ["--load", folder, "--prompt", "one", "--device", "cpu"]
+    assert run_tool(monkeypatch, "generate.py", *given) == 0
+    assert capsys.readouterr().out == " two three\n"
+    assert run_tool(monkeypatch, "generate.py", *given, "--stop", "ree") == 0
+    assert capsys.readouterr().out == " two th\n"
+    assert run_tool(monkeypatch, "generate.py", *given, "--prompt", "four") == 0
+    assert capsys.readouterr().out == "one =>  two three\nfour =>  two three\n"
