@@ -13,7 +13,7 @@ from megatron_yuan.evaluation.task_data import Question
 
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+")
 LETTER = re.compile(r"(?<![A-Za-z])([A-K])(?![A-Za-z'’])")
-SAID = re.compile(r"\banswer\s*(?:is|:)", re.IGNORECASE)
+SAID = re.compile(r"\banswer\s*(?:is\b\s*:?|:)", re.IGNORECASE)
 BEHIND = re.compile(r"\.\s+(?=[A-Z])|\n")
 """Where a named answer ends: with its sentence or its line."""
 FORMULA = re.compile(r"(?<!\\)\$+((?:\\.|[^$\\])+)\$+", re.DOTALL)

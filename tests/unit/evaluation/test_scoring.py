@@ -53,6 +53,8 @@ def test_the_first_letter_counts_unless_one_is_named_as_the_answer(text: str, le
         (r"It costs \$5 and $x = 4$", "4"),
         ("The answer is $5$ meters.\nGood bye", "5"),
         (r"Therefore, $x = \frac{1}{2}$", r"\frac{1}{2}"),
+        ("Thus the answer is: $41$", "41"),
+        ("The answer is:\n41.", "41"),
         ("The answer is 7. Now what is the answer:", "7"),
         ("17", "17"),
         ("I do not know", None),
