@@ -52,7 +52,6 @@ def main() -> None:
     """Check what can be checked, then load, ask and tell."""
     arguments = parse()
     from megatron_yuan.evaluation.catalogue import TASKS
-    from megatron_yuan.evaluation.harness import open_harness
     from megatron_yuan.evaluation.run import Settings, check
     from megatron_yuan.parallel.several import joined
 
@@ -62,7 +61,6 @@ def main() -> None:
     names = ("limit", "batch_size", "output", "num_fewshot", "max_new_tokens", "allow_code_execution")
     settings = Settings(arguments.task_data, **{name: getattr(arguments, name) for name in names})
     tasks = check(arguments.tasks.split(","), settings)
-    open_harness()
     with joined(arguments.pipeline_model_parallel_size, arguments.device) as topology:
         run(arguments, tasks, settings, topology)
 

@@ -23,6 +23,8 @@ class TaskInfo:
     runs_code: bool = False
     most_shots: int | None = None
     """The most worked examples that can be set before a question; None where the form has none."""
+    own_shots: int | None = None
+    """Where examples are others of its own questions: how many, unless another number is asked for."""
 
 
 TASKS = {
@@ -30,13 +32,21 @@ TASKS = {
     "math": TaskInfo("math", "MATH", "4 worked examples, final answer normalised", most_shots=4),
     "mmlu": TaskInfo("mmlu", "MMLU", "likeliest letter, no examples", generates=False),
     "mmlu_generative": TaskInfo("mmlu", "MMLU", "first letter of the answer, no examples (the published way)"),
-    "arc_challenge": TaskInfo("arc_challenge", "ARC-C", "likeliest letter, no examples", False, most_shots=1000),
-    "arc_challenge_25shot": TaskInfo("arc_challenge", "ARC-C", "likeliest letter, 25 examples", False, most_shots=1000),
+    "arc_challenge": TaskInfo(
+        "arc_challenge", "ARC-C", "likeliest letter, no examples", False, most_shots=1000, own_shots=0
+    ),
+    "arc_challenge_25shot": TaskInfo(
+        "arc_challenge", "ARC-C", "likeliest letter, 25 examples", False, most_shots=1000, own_shots=25
+    ),
     "arc_challenge_generative": TaskInfo(
-        "arc_challenge", "ARC-C", "first letter of the answer, no examples", most_shots=1000
+        "arc_challenge", "ARC-C", "first letter of the answer, no examples", most_shots=1000, own_shots=0
     ),
     "arc_challenge_25shot_generative": TaskInfo(
-        "arc_challenge", "ARC-C", "first letter of the answer, 25 examples (the published way)", most_shots=1000
+        "arc_challenge",
+        "ARC-C",
+        "first letter of the answer, 25 examples (the published way)",
+        most_shots=1000,
+        own_shots=25,
     ),
     "humaneval": TaskInfo("humaneval", "HumanEval", "the function is completed", runs_code=True),
     "humaneval_instruct": TaskInfo(

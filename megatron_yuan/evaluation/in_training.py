@@ -42,7 +42,6 @@ def task_measure(config: Config) -> Callable[[Mapping[str, Tensor], Topology], T
     if config.data.tokenizer_model is None:
         raise ConfigError("eval-tasks asks questions in words, but tokenizer-model is unset; give --tokenizer-model.")
     from megatron_yuan.data.tokenizer import Tokenizer
-    from megatron_yuan.evaluation.harness import open_harness
     from megatron_yuan.evaluation.run import Settings, check
 
     training = config.training
@@ -50,7 +49,6 @@ def task_measure(config: Config) -> Callable[[Mapping[str, Tensor], Topology], T
         Path(training.task_data), training.eval_tasks_limit, num_fewshot=training.eval_tasks_num_fewshot
     )
     names = check(wanted, settings, config.model)
-    open_harness()
     tokenizer = Tokenizer(config.data.tokenizer_model)
     told: set[str] = set()
 

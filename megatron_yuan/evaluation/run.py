@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_yuan.config.routing import LOOKS_AHEAD
-from megatron_yuan.errors import ConfigError
+from megatron_yuan.errors import ConfigError, DataError
 from megatron_yuan.evaluation import task_data
 from megatron_yuan.evaluation.catalogue import TASKS, checked_tasks
 from megatron_yuan.evaluation.harness import open_harness, without_its_bars
@@ -52,6 +52,16 @@ def check(tasks: Sequence[str], settings: Settings, model_config: Any = None) ->
                 f"{LOOKS_AHEAD}, so it cannot generate, which task {name} needs.\n"
                 f"Fix: a task that compares probabilities: {', '.join(n for n in TASKS if not TASKS[n].generates)}."
             )
+    open_harness()
+    for name in names:
+        questions, shots = len(task_data.read(TASKS[name].data, settings.task_data)), TASKS[name].own_shots
+        if shots is not None and settings.num_fewshot is not None:
+            shots = settings.num_fewshot
+        if shots is not None and shots >= questions:
+            raise DataError(
+                f"task {name} sets {shots} others of its questions before each as examples, but task-data "
+                f"{settings.task_data} holds {questions} in all.\nFix: more questions, or fewer examples (num-fewshot)."
+            )
     return names
 
 
@@ -60,7 +70,6 @@ def evaluate(model: LanguageModel, tasks: Sequence[str], settings: Settings, spe
     run where it `speaks` alone, and their figures are known there alone.
     """
     names = check(tasks, settings, model.config)
-    open_harness()
     from megatron_yuan.evaluation.adapter import Adapter
 
     adapter = Adapter(model, settings.batch_size, settings.output, settings.max_new_tokens, speaks)

@@ -43,7 +43,24 @@ def test_a_router_that_looks_ahead_is_not_asked_to_generate(questions: Path) -> 
     ahead = ModelConfig(moe_router="expert-choice")
     with pytest.raises(ConfigError, match="which task gsm8k needs"):
         check(["gsm8k"], Settings(questions), ahead)
+    pytest.importorskip("lm_eval")
     assert check(["mmlu", "mmlu"], Settings(questions), ahead) == ["mmlu"]
+
+
+def test_a_damaged_file_and_too_few_questions_for_the_examples_are_told_before_anything_is_asked(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("lm_eval")
+    arc = tmp_path / "arc_challenge.txt"
+    arc.write_text("".join(f"Which {i}?<n>A.x<n>B.y[SEP]A\n" for i in range(3)), encoding="utf-8")
+    with pytest.raises(DataError, match=r"sets 25 others of its questions before each .* holds 3 in all"):
+        check(["arc_challenge_25shot"], Settings(tmp_path))
+    with pytest.raises(DataError, match="sets 3 others"):
+        check(["arc_challenge"], Settings(tmp_path, num_fewshot=3))
+    assert check(["arc_challenge"], Settings(tmp_path, num_fewshot=2)) == ["arc_challenge"]
+    arc.write_text("Which?<n>A.x<n>B.y[SEP]F\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 1"):
+        check(["arc_challenge"], Settings(tmp_path))
 
 
 @pytest.mark.parametrize(
