@@ -148,6 +148,15 @@ def test_values_that_are_plain_come_back_as_they_are(isolation: Isolation) -> No
     assert pool.run(echo, LIMITS, isolation) == Verdict(True, "passed")
 
 
+def test_classes_of_a_program_are_found_by_their_modules_name(isolation: Isolation) -> None:
+    text = (
+        "import pickle\nfrom dataclasses import dataclass\nfrom typing import get_type_hints\n"
+        "@dataclass\nclass Pair:\n    first: 'int'\n    second: 'Pair | None' = None\n"
+        "def double(x):\n    assert get_type_hints(Pair)\n    return 2 * pickle.loads(pickle.dumps(Pair(x))).first\n"
+    )
+    assert pool.run(HARMLESS._replace(program=text), LIMITS, isolation) == Verdict(True, "passed")
+
+
 def test_the_reason_says_what_went_wrong(isolation: Isolation) -> None:
     reasons = {
         "def double(x):\n    return x\n": "wrong answer",
