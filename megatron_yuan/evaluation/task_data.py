@@ -93,6 +93,7 @@ def _split(line: str) -> tuple[str, str]:
 def _text(record: dict[str, Any], name: str) -> str:
     if not isinstance(record[name], str):
         raise ValueError(f"{name} is {record[name]!r}, no text")
+    record[name].encode()  # half a surrogate pair, as JSON may hold one, is a ValueError
     return record[name]
 
 

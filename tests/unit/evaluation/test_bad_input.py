@@ -74,6 +74,7 @@ def test_a_damaged_file_and_too_few_questions_for_the_examples_are_told_before_a
         ("gsm8k.jsonl", '{"question": "x", "answer": 5}\n', "answer is 5, no text"),
         ("gsm8k.jsonl", '{"question": null, "answer": "5"}\n', "question is None, no text"),
         ("gsm8k.jsonl", '{"question": "x", "answer": "#### nan"}\n', "answer nan is no number"),
+        ("gsm8k.jsonl", '{"question": "\\ud800", "answer": "5"}\n', "surrogates not allowed"),
         ("gsm8k.jsonl", "[1]\n", "a JSON list, no object"),
         ("gsm8k.jsonl", "[" * 100_000 + "\n", "line 1: not a question"),
         ("mmlu.jsonl", '{"line": null}\n', "line is None, no text"),
