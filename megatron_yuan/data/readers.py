@@ -44,9 +44,9 @@ class Batch:
     size: int
     """Bytes in `rows`."""
     taken: int
-    """Bytes of the file taken from the disk so far, packed as they lie there."""
+    """Bytes of the file taken from the disk so far, packed as they lie there; of a table, in proportion to its rows."""
     sha256: str
-    """Of those bytes."""
+    """Of those bytes; of a table always the whole file's."""
     last: bool
     """Nothing follows in the file; `taken` and `sha256` are then of the whole of it."""
 
@@ -179,15 +179,19 @@ class _Unzstd(io.RawIOBase):
 def _parquet_rows(raw: _Hashed, keys: Sequence[str]) -> Iterator[Row]:
     arrow = _library("pyarrow", raw.path)
     parquet = _library("pyarrow.parquet", raw.path)
-    raw.drain()  # which a table does not read in order
+    raw.drain()  # which a table does not read in order; what counts as taken is then the rows' share of it
+    whole, rows = raw.taken, 0
     try:
         with parquet.ParquetFile(
             raw.path, buffer_size=CHUNK_BYTES, pre_buffer=False, page_checksum_verification=True
         ) as file:
             _check_columns(file.schema_arrow, raw.path, keys, arrow)
             for batch in file.iter_batches(_rows_at_once(file.metadata), columns=list(keys), use_threads=False):
+                rows += batch.num_rows
+                raw.taken = whole * rows // max(file.metadata.num_rows, 1)
                 columns = [_values(batch.column(key), arrow) for key in keys]
                 yield from zip(*columns, strict=True)
+        raw.taken = whole
     except (arrow.ArrowException, OSError, ValueError, TypeError) as error:
         said = " ".join(str(error).split())[:200]
         raise DataError(f"input {raw.path} is not whole parquet ({said}). Fix: make or fetch it again.") from None

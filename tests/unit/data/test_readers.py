@@ -77,6 +77,15 @@ def test_parquet_is_read_row_by_row(tmp_path: Path) -> None:
     assert found == [(f"文本 {i}",) for i in range(20)]
 
 
+def test_what_is_taken_of_parquet_grows_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "BATCH_BYTES", 1000)
+    path = table(tmp_path / "a.parquet", text=["ten bytes." for _ in range(3000)])
+    found, size = batches(path), path.stat().st_size
+    assert 0 < found[0].taken < size / 5 and abs(found[len(found) // 2].taken / size - 0.5) < 0.1
+    assert (found[-1].taken, found[-1].last) == (size, True)
+    assert found[-1].sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def test_a_column_that_is_not_there_or_holds_no_text_is_named(tmp_path: Path) -> None:
     path = table(tmp_path / "a.parquet", number=[1, 2])
     with pytest.raises(DataError, match="has no column 'text'; its columns are number"):
