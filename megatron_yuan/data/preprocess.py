@@ -29,10 +29,10 @@ from megatron_yuan.data.journal import (
 )
 from megatron_yuan.data.pair import ENDINGS, PairWriter, commit_pair, discard_pair
 from megatron_yuan.data.parse import rejected
-from megatron_yuan.data.passport import VERSION, Passport, read_passport
+from megatron_yuan.data.passport import VERSION, Passport, passport_path, read_passport
 from megatron_yuan.data.readers import BATCH_BYTES, Batch
 from megatron_yuan.data.rejects import Rejects
-from megatron_yuan.data.tasks import tasks_of, unread_batches
+from megatron_yuan.data.tasks import check_unchanged, tasks_of, unread_batches
 from megatron_yuan.data.tokenizer import Tokenizer
 from megatron_yuan.errors import DataError
 from megatron_yuan.version import __version__
@@ -153,6 +153,7 @@ class _Run:
             self._check_same(found, made_by)
             return found
         if resume and self._is_done():
+            self._check_untouched()
             return None
         self._check_new(overwrite)
         if not resume and not overwrite and self.journal_path.exists():
@@ -299,6 +300,13 @@ class _Run:
             ) != (_tool(), self.tokenizer.sha256, self.append_eod, self.keys, self.on_error):
                 return False
         return True
+
+    def _check_untouched(self) -> None:
+        """DataError for an input that was written after it was read; only one newer than the output is hashed."""
+        made = passport_path(self.prefixes[0]).stat().st_ctime_ns
+        for source, said in zip(self.sources, self._passports()[0].inputs, strict=True):
+            if source.path.stat().st_ctime_ns >= made:
+                check_unchanged(source, said.get("sha256"))
 
     def _outputs(self) -> list[Path]:
         pairs = [Path(f"{prefix}{ending}") for prefix, ending in itertools.product(self.prefixes, ENDINGS)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -11,7 +10,8 @@ from megatron_yuan.data.inputs import Input
 from megatron_yuan.data.journal import Journal
 from megatron_yuan.data.long_text import LongText, parse_long
 from megatron_yuan.data.parse import LONG_BYTES, Reject, RejectError, clean_line
-from megatron_yuan.data.readers import CHUNK_BYTES, Batch, read_batches
+from megatron_yuan.data.passport import sha256_of
+from megatron_yuan.data.readers import Batch, read_batches
 from megatron_yuan.data.segments import Segments
 from megatron_yuan.errors import DataError
 
@@ -61,8 +61,7 @@ def _parts(key: int, text: LongText, segments: Segments) -> Iterator[Part]:
 def unread_batches(inputs: Sequence[Input], keys: Sequence[str], journal: Journal) -> Iterator[Batch]:
     """The batches after those that `journal` tells of. DataError where what was read before is no longer the same."""
     for source, sha256 in zip(inputs, journal.files, strict=False):
-        if _sha256(source) != sha256:
-            raise _changed(source)
+        check_unchanged(source, sha256)
     batches = read_batches(inputs, keys, len(journal.files))
     for _ in range(journal.batches):
         batch = next(batches, None)
@@ -73,15 +72,14 @@ def unread_batches(inputs: Sequence[Input], keys: Sequence[str], journal: Journa
     yield from batches
 
 
-def _sha256(source: Input) -> str:
-    digest = hashlib.sha256()
+def check_unchanged(source: Input, sha256: str | None) -> None:
+    """DataError where the file is no longer the one that was read before."""
     try:
-        with open(source.path, "rb") as file:
-            while block := file.read(CHUNK_BYTES):
-                digest.update(block)
+        found = sha256_of(source.path)
     except OSError as error:
         raise DataError(f"input {source.path} cannot be read ({error.strerror}). Fix: see to the file.") from None
-    return digest.hexdigest()
+    if found != sha256:
+        raise _changed(source)
 
 
 def _changed(source: Input) -> DataError:

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from megatron_yuan.data import preprocess as module
-from megatron_yuan.data import readers
+from megatron_yuan.data import readers, tasks
+from megatron_yuan.data.passport import sha256_of
 from megatron_yuan.data.preprocess import preprocess
 from megatron_yuan.data.tokenizer import Tokenizer
 from megatron_yuan.errors import DataError
@@ -190,6 +191,22 @@ def test_resuming_what_is_done_does_nothing(tokenizer: Tokenizer, mixed: list[Pa
     reports: list[object] = []
     preprocess(mixed, tmp_path / "out", tokenizer, True, on_error="skip", resume=True, report=reports.append)
     assert (outputs(tmp_path, "out"), reports) == (before, [])
+
+
+def test_an_input_changed_after_all_was_done_is_named_though_its_size_is_the_old_one(
+    tokenizer: Tokenizer, mixed: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = {"on_error": "skip", "resume": True}
+    preprocess(mixed, tmp_path / "out", tokenizer, True, on_error="skip")
+    time.sleep(0.1)  # past the clock's tick
+    mixed[0].touch()
+    read: list[Path] = []
+    monkeypatch.setattr(tasks, "sha256_of", lambda path: read.append(path) or sha256_of(path))
+    preprocess(mixed, tmp_path / "out", tokenizer, True, **again)
+    assert read == mixed[:1]
+    mixed[1].write_bytes(mixed[1].read_bytes().swapcase())
+    with pytest.raises(DataError, match=r"b\.jsonl has changed since the run"):
+        preprocess(mixed, tmp_path / "out", tokenizer, True, **again)
 
 
 def test_two_at_work_on_one_output_do_not_mix(tokenizer: Tokenizer, mixed: list[Path], tmp_path: Path) -> None:
