@@ -79,7 +79,8 @@ def main() -> None:
     if first is None:
         print("nothing was left to do")
     else:
-        print(f"{last.input_bytes / 1e6:,.1f} MB in {last.seconds:,.1f} s: {rates(first, last)}")
+        read = last.input_bytes - first.input_bytes  # in this session, as the seconds are
+        print(f"{read / 1e6:,.1f} MB in {last.seconds:,.1f} s: {rates(first, last)}")
 
 
 def rates(first: Progress, last: Progress) -> str:

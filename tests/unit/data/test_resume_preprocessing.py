@@ -193,6 +193,26 @@ def test_resuming_what_is_done_does_nothing(tokenizer: Tokenizer, mixed: list[Pa
     assert (outputs(tmp_path, "out"), reports) == (before, [])
 
 
+def test_what_a_resumed_run_sums_up_is_its_own(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [
+        write_jsonl(tmp_path / name, ["long" * 500] * count) for name, count in (("a.jsonl", 200), ("b.jsonl", 100))
+    ]
+    monkeypatch.setattr(module, "JOURNAL_SECONDS", 0.0)
+
+    def stop(progress: module.Progress) -> None:
+        if progress.documents == 300:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(paths, tmp_path / "out", tokenizer, True, report=stop)
+    flags = ["--output-prefix", tmp_path / "out", "--tokenizer-model", tokenizer.path, "--append-eod", "--resume"]
+    command = [sys.executable, TOOL, "--input", *paths, *flags, "--workers", "1"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, check=True)
+    assert "300 documents" in done.stdout and "\n0.2 MB in " in done.stdout
+
+
 def test_an_input_changed_after_all_was_done_is_named_though_its_size_is_the_old_one(
     tokenizer: Tokenizer, mixed: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
