@@ -3,7 +3,8 @@
     python tools/preprocess_data.py --input zh.jsonl.gz --output-prefix data/zh --tokenizer-model t.model --append-eod
 
 Input: jsonl (an object a line, its text under "text"), txt (a document a line, <n> for a line break), either one plain,
-.gz or .zst, and parquet. Files, folders (all that is in them, sorted by path) and globs ("data/**/*.jsonl.gz").
+.gz or .zst, and parquet. Files, folders (all of these kinds in them but hidden ones and lists of rejects, sorted by
+path) and globs ("data/**/*.jsonl.gz").
 The output is the same for any number of --workers, and in the order of the input. Killed at any moment, the same
 command with --resume goes on.
 """

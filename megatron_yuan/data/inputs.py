@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_yuan.errors import DataError
+from megatron_yuan.log import logger
 
 KINDS: dict[str, Literal["json", "txt", "parquet"]] = {
     ".jsonl": "json",
@@ -33,25 +34,29 @@ class Input:
     @property
     def packing(self) -> str:
         """ ".gz", ".zst" or nothing."""
-        return self.path.suffix if self.path.suffix in PACKINGS else ""
+        ending = self.path.suffix.lower()
+        return ending if ending in PACKINGS else ""
 
     @property
     def kind(self) -> Literal["json", "txt", "parquet"] | None:
         """What the file's name says is in it; None: nothing that can be read."""
-        kind = KINDS.get(Path(self.path.name.removesuffix(self.packing)).suffix)
+        kind = KINDS.get(Path(self.path.name.lower().removesuffix(self.packing)).suffix)
         return None if kind == "parquet" and self.packing else kind
 
 
 def find_inputs(inputs: Sequence[str | Path], keys: Sequence[str]) -> list[Input]:
     """The files that `inputs` name, each of a known kind; those of one folder or glob sorted by path.
 
-    In a folder, hidden files, files of other kinds, passports and lists of rejects are passed over. Raises DataError.
+    In a folder, hidden files, files of other kinds, passports and lists of rejects are passed over; a line tells how
+    many, but for hidden ones and datasets. Raises DataError.
     """
     if not inputs:
         raise DataError("input names no file. Fix: --input FILE ...")
     if not keys or len(set(keys)) < len(keys) or any(not key or "/" in key or "\0" in key for key in keys):
         raise DataError(f"json_keys {' '.join(keys)}: each key becomes a file name; none may repeat or hold a '/'.")
-    found = [each for name in inputs for each in _expand(str(name))]
+    passed: list[Path] = []
+    found = [each for name in inputs for each in _expand(str(name), passed)]
+    passed = [path for path in passed if path.suffix not in (".bin", ".idx") and not _is_passport(path)]
     seen: set[Path] = set()
     for each in found:
         place = each.path.resolve()
@@ -66,17 +71,21 @@ def find_inputs(inputs: Sequence[str | Path], keys: Sequence[str]) -> list[Input
             )
         if not os.access(each.path, os.R_OK):
             raise DataError(f"input {each.path} cannot be read (Permission denied). Fix: see to the file's rights.")
+    if passed:
+        kinds = f"{KNOWN}, and no list of rejects (*{REJECTS})"
+        logger.warning("input: %d passed over, the first %s; in folders, read are %s.", len(passed), passed[0], kinds)
     return found
 
 
-def _expand(name: str) -> list[Input]:
+def _expand(name: str, passed: list[Path]) -> list[Input]:
+    """The files that `name` names; those that are left out come to `passed`."""
     if not name:
         raise DataError('input is "", which names no file. Fix: --input FILE ...')
     path = Path(name)
     if path.is_file():
         return [Input(path, path.name)]
     if path.is_dir():
-        found = list(_in_folder(path))
+        found = list(_in_folder(path, passed))
         if not found:
             raise DataError(f"input {path} is a folder without text. Fix: name one with files of {KNOWN}.")
         return found
@@ -89,7 +98,8 @@ def _expand(name: str) -> list[Input]:
         if match.is_file():
             found.append(Input(match, inside.as_posix()))
         elif "**" not in name:  # which names what is in folders as well
-            found += [Input(each.path, (inside / each.name).as_posix()) for each in _in_folder(match)]
+            found += [Input(each.path, (inside / each.name).as_posix()) for each in _in_folder(match, passed)]
+    passed += [each.path for each in found if _is_ours(each.path)]
     found = [each for each in found if not _is_ours(each.path)]
     if not found:
         raise DataError(f"input {name} matches no file. Fix: see to the pattern, and that the shell leaves it alone.")
@@ -103,7 +113,7 @@ def _before_magic(path: Path) -> Iterator[str]:
         yield part
 
 
-def _in_folder(folder: Path) -> Iterator[Input]:
+def _in_folder(folder: Path, passed: list[Path]) -> Iterator[Input]:
     walked: set[str] = set()
     paths = []
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -118,8 +128,14 @@ def _in_folder(folder: Path) -> Iterator[Input]:
         each = Input(path, path.relative_to(folder).as_posix())
         if each.kind is not None and path.is_file() and not _is_ours(path):
             yield each
+        else:
+            passed.append(path)
 
 
 def _is_ours(path: Path) -> bool:
     """Whether a tool of ours wrote it beside its output: a passport, or a list of rejects."""
-    return path.name.endswith(REJECTS) or (path.suffix == ".json" and path.with_suffix(".idx").exists())
+    return path.name.endswith(REJECTS) or _is_passport(path)
+
+
+def _is_passport(path: Path) -> bool:
+    return path.suffix == ".json" and path.with_suffix(".idx").exists()

@@ -9,6 +9,7 @@ import pytest
 
 from megatron_yuan.data.inputs import find_inputs
 from megatron_yuan.errors import DataError
+from megatron_yuan.log import logger
 
 
 @pytest.fixture
@@ -44,6 +45,28 @@ def test_output_of_this_tool_in_the_folder_is_not_read_again(tree: Path) -> None
     for name in ("out_text_document.json", "out_text_document.idx", "out_text_document.bin", "out_rejects.jsonl"):
         (tree / name).write_text("x")
     assert names(tree / "*.json*") == ["b.jsonl"]
+
+
+def test_endings_are_known_whatever_their_case(tree: Path) -> None:
+    for name in ("D.JSONL", "e.Txt.GZ"):
+        (tree / "deep" / name).write_text("x")
+    assert names(tree / "deep") == ["D.JSONL", "d.json.zst", "e.Txt.GZ", "er/c.parquet"]
+
+
+def test_what_a_folder_has_that_is_passed_over_is_told_but_for_datasets(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(logger, "warning", lambda text, *values: said.append(text % values))
+    for ending in ("json", "idx", "bin"):
+        (tree / "deep" / f"out_text_document.{ending}").write_text("x")
+    names(tree / "deep")
+    assert said == []
+    for name in ("e.jsonl.bz2", "mine_rejects.jsonl"):
+        (tree / "deep" / name).write_text("x")
+    names(tree / "deep")
+    names(tree / "de*")
+    assert [each.partition(";")[0] for each in said] == [f"input: 2 passed over, the first {tree}/deep/e.jsonl.bz2"] * 2
 
 
 def test_no_name_at_all_is_not_the_folder_one_is_in(monkeypatch: pytest.MonkeyPatch, tree: Path) -> None:
