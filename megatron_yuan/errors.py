@@ -6,6 +6,7 @@ traceback.
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import sys
@@ -75,9 +76,18 @@ def will_recur(error: BaseException) -> bool:
 
 
 def run_command_line(main: Callable[[], int | None]) -> None:
-    """Run `main` as a program: a `YuanError` becomes its message on stderr and its exit code; a bug its traceback."""
+    """Run `main` as a program: a `YuanError` becomes its message on stderr and its exit code; a bug its traceback.
+
+    Letters that standard output cannot show are escaped on it; where it fails, that is said.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = main()
+        try:
+            code = main()
+        except SystemExit as ending:  # argparse's, after --help
+            code = ending.code
+        print(end="", flush=True)  # what fails at the interpreter's last flush cannot be caught
     except YuanError as error:
         if os.environ.get("RANK", "0") != "0" and error.found_by_all:
             # Once the first has said it and ended, the launcher ends the others.
@@ -86,12 +96,20 @@ def run_command_line(main: Callable[[], int | None]) -> None:
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BrokenPipeError:
-        if not _reader_has_left():
+    except OSError as error:
+        left = isinstance(error, BrokenPipeError) and _reader_has_left()
+        if not left and not _output_fails():
             raise
-        # End as quietly as a program killed by SIGPIPE, the interpreter's last flush included.
+        # End as quietly as a program killed by SIGPIPE, or after a sentence, the interpreter's last flush included.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
+        if left:
+            raise SystemExit(141) from None
+        print(
+            f"error: standard output cannot be written ({error.strerror}), so its end is missing. Fix: free space for "
+            "it, or send it elsewhere.",
+            file=sys.stderr,
+        )
+        raise SystemExit(YuanError.exit_code) from None
     raise SystemExit(code or 0)
 
 
@@ -100,3 +118,12 @@ def _reader_has_left() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
     return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+def _output_fails() -> bool:
+    """Whether it is our output that cannot be written, which an empty line tells; another file is another matter."""
+    try:
+        print(flush=True)
+    except OSError:
+        return True
+    return False

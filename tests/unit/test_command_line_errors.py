@@ -128,3 +128,25 @@ def test_a_reader_that_leaves_ends_it_without_a_traceback():
     )
     os.close(writing)
     assert (run.returncode, run.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_on_a_full_disk_ends_it_in_a_sentence(unbuffered: str):
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [sys.executable, str(PROGRAM), "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            check=False,
+        )
+    assert run.returncode == 2 and len(run.stderr.splitlines()) == 1, run.stderr
+    assert run.stderr.startswith("error: standard output cannot be written (No space left on device)")
+
+
+def test_letters_that_the_output_cannot_show_are_escaped():
+    program = "from megatron_yuan.errors import run_command_line; run_command_line(lambda: print('\u4e2d: 1'))"
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ascii_only, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "\\u4e2d: 1\n", "")
