@@ -41,6 +41,8 @@ class Sources:
     """The token that ends a document."""
     tokenizer_sha256: str | None = None
     """Of the tokenizer that made the data; None where neither a passport nor --tokenizer-model tells."""
+    tokenizer_ids: int | None = None
+    """How many --tokenizer-model has; None where none is given."""
     test: list[Source] = field(default_factory=list)
     test_split: str = WHOLE[TEST]
     passports: Mapping[str, Passport | None] = field(default_factory=dict)
@@ -92,6 +94,7 @@ def open_sources(config: DataConfig, vocab_size: int) -> Sources:
         valid_split=splits[VALID],
         eod_id=common_eod(config, tokenizer, passports),
         tokenizer_sha256=common_tokenizer(tokenizer, passports),
+        tokenizer_ids=tokenizer and tokenizer.vocab_size,
         test=sets[TEST],
         test_split=splits[TEST],
         passports=passports,

@@ -56,22 +56,22 @@ def verify_sources(sources: Sources, config: DataConfig, vocab_size: int, say: S
     progress.end()
     _warn_of_strangers(sources, found, say)
     return [
-        Identity(name, source.weight, *found[source.prefix])
+        Identity(name, source.weight, *found[source.prefix][:2])
         for name, source in zip(names_of(sources.train), sources.train, strict=True)
     ]
 
 
 def _verify(
     source: Source, sources: Sources, config: DataConfig, vocab_size: int, progress: _Progress
-) -> tuple[str, str | None]:
-    """sha256 of .idx and .bin of one set, which are as they should be."""
+) -> tuple[str, str | None, int]:
+    """sha256 of .idx and .bin of one set, which are as they should be, and its highest id, 0 where it is not known."""
     stamps, passport = Stamps(cache_folder(source.prefix, config.data_cache_path)), sources.passports[source.prefix]
     index_sha256 = stamps.sha256(source.index)
     if passport is not None and index_sha256 != passport.idx_sha256:
         raise _changed(source, ".idx", index_sha256, passport.idx_sha256)
     facts = token_facts(source, stamps, read=config.verify_data, progress=progress.add)
     if facts is None:
-        return index_sha256, None if passport is None else passport.bin_sha256
+        return index_sha256, None if passport is None else passport.bin_sha256, 0
     if passport is not None and facts.sha256 != passport.bin_sha256:
         raise _changed(source, ".bin", facts.sha256, passport.bin_sha256)
     if facts.highest >= vocab_size or facts.lowest < 0:
@@ -80,7 +80,7 @@ def _verify(
             f"data_path {source.prefix}: token {place} is id {bad}, but the vocabulary has {vocab_size} "
             "(--vocab-size). Fix: the data was made with another tokenizer, or --vocab-size is too small."
         )
-    return index_sha256, facts.sha256
+    return index_sha256, facts.sha256, facts.highest
 
 
 def token_facts(
@@ -131,12 +131,15 @@ def _changed(source: Source, ending: str, found: str, said: str) -> DataError:
     )
 
 
-def _warn_of_strangers(sources: Sources, found: Mapping[str, tuple[str, str | None]], say: Say) -> None:
+def _warn_of_strangers(sources: Sources, found: Mapping[str, tuple[str, str | None, int]], say: Say) -> None:
     strangers = [source for source in sources.distinct if sources.passports[source.prefix] is None]
     if not strangers:
         return
     looked_at = all(found[source.prefix][1] for source in strangers)
     but = "; every id is inside the vocabulary" if looked_at else ", nor were their ids looked at (--no-verify-data)"
+    highest, ids = max(found[source.prefix][2] for source in strangers), sources.tokenizer_ids
+    if ids is not None and highest >= ids:
+        but = f"; not the one given as --tokenizer-model, which has {ids} ids: the highest here is {highest}"
     names = names_of(strangers)
     say(
         f"warning: {some_names(names)} {'has' if len(names) == 1 else 'have'} no passport (made by Megatron-LM?): "

@@ -126,6 +126,15 @@ def test_a_set_without_a_passport_costs_one_warning(stranger):
     ]
 
 
+def test_ids_that_the_given_tokenizer_does_not_have_are_told_in_that_warning(tokenizer, tmp_path):
+    eod = tokenizer.eod_id
+    path = write_indexed(tmp_path / "zh", [np.array([5] * 60 + [eod]), np.array([4, tokenizer.vocab_size + 7, eod])])
+    said = []
+    checked(config(path, tokenizer_model=str(tokenizer.path)), vocab_size=500, said=said)
+    assert len(said) == 1 and "inside the vocabulary" not in said[0]
+    assert said[0].endswith("--tokenizer-model, which has 400 ids: the highest here is 407")
+
+
 def test_an_id_outside_the_vocabulary_is_named_with_its_place(tmp_path):
     path = write_indexed(tmp_path / "a", [np.array([1, 2, 3] * 20), np.array([4, 300, 2])])
     checked(config(path, eod_id=EOD), 301)
