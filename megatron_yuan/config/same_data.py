@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 
 from megatron_yuan.config.fields import as_flag
@@ -17,7 +17,7 @@ NOTHING = "nothing"
 def check_same_data(saved: Config, asked: Config, where: str) -> None:
     """ConfigError naming the first difference, unless `asked` trains on the data of the run in `where`.
 
-    Data that only moved are the same: prefixes are compared by the last part of their names.
+    Data that only moved are the same: prefixes are compared by the last part of their names, weights by shares.
     """
     if asked.checkpoint.other_data:
         return
@@ -34,7 +34,7 @@ def _differences(saved: Config, asked: Config) -> Iterator[tuple[str, str, str]]
     from_a_file = saved.data.data_args_path is not None or asked.data.data_args_path is not None
     for name in () if from_a_file else BLENDS:  # what a file says is compared once it is read, with the data's record
         theirs, ours = getattr(saved.data, name), getattr(asked.data, name)
-        if list(map(_known_by, theirs)) != list(map(_known_by, ours)):
+        if _blend(theirs) != _blend(ours):
             yield name, " ".join(theirs) or NOTHING, " ".join(ours) or NOTHING
     for name in SETTINGS:
         theirs, ours = getattr(saved.data, name), getattr(asked.data, name)
@@ -51,9 +51,15 @@ def _as_given(flag: str, value: str) -> str:
     return flag if value == "True" else f"{flag} {value}"
 
 
-def _known_by(entry: str) -> float | str:
-    """A weight by its value, a prefix by its name."""
+def _blend(entries: Sequence[str]) -> list[tuple[float | str, str]]:
+    """Share and name of each set that has a share, as the order of samples is made of them."""
+    if len(entries) == 1:
+        entries = ("1", *entries)
     try:
-        return float(entry)
+        weights = [float(weight) for weight in entries[::2]]
     except ValueError:
-        return PurePath(entry).name
+        return [("by tokens", PurePath(prefix).name) for prefix in entries]
+    whole = sum(weights) or 1.0
+    return [
+        (weight / whole, PurePath(name).name) for weight, name in zip(weights, entries[1::2], strict=False) if weight
+    ]

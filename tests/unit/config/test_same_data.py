@@ -19,6 +19,26 @@ def test_data_that_only_moved_are_the_same():
 
 
 @pytest.mark.parametrize(
+    ("saved", "asked"),
+    [
+        (("0.7", "a", "0.3", "b"), ("7", "a", "3", "b")),
+        (("7", "a", "3", "b"), ("70", "x/a", "30", "x/b", "0", "c")),
+        (("a",), ("2", "a")),
+        ((), ()),
+    ],
+)
+def test_weights_of_the_same_shares_are_the_same_data(saved: tuple[str, ...], asked: tuple[str, ...]) -> None:
+    check_same_data(Config(data=DataConfig(data_path=saved)), Config(data=DataConfig(data_path=asked)), "runs/first")
+
+
+@pytest.mark.parametrize("asked", [("7", "a", "4", "b"), ("7", "b", "3", "a"), ("a", "b"), ("-1", "a", "1", "b"), ()])
+def test_other_shares_are_other_data(asked: tuple[str, ...]) -> None:
+    saved = Config(data=DataConfig(data_path=("0.7", "a", "0.3", "b")))
+    with pytest.raises(ConfigError, match="data-path is"):
+        check_same_data(saved, Config(data=DataConfig(data_path=asked)), "runs/first")
+
+
+@pytest.mark.parametrize(
     ("changed", "setting"),
     [
         (replace(SAVED, data=replace(SAVED.data, data_path=("data/en",))), "data-path"),
