@@ -60,13 +60,15 @@ class Sources:
         return {number for number, fim in enumerate(said) if fim or (fim is None and True not in said)}
 
     @property
-    def languages(self) -> dict[str, str]:
-        """Of the sets to validate or test on, by name, where the blend tells."""
+    def languages(self) -> dict[str, dict[str, str]]:
+        """Of the sets for "validation" and for "test", by name, where the blend tells."""
         return {
-            name: source.entry.language
-            for sets in (self.valid, self.test)
-            for name, source in zip(names_of(sets), sets, strict=True)
-            if source.entry.language is not None
+            PART_NAMES[which]: {
+                name: source.entry.language
+                for name, source in zip(names_of(sets), sets, strict=True)
+                if source.entry.language is not None
+            }
+            for which, sets in ((VALID, self.valid), (TEST, self.test))
         }
 
     @property

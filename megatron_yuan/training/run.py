@@ -61,8 +61,8 @@ class Run:
     """What is measured once, at the end."""
     task_measure: TaskMeasure | None = None
     """How the model does on tasks that the settings name; given, because training knows nothing of tasks."""
-    languages: Mapping[str, str] = field(default_factory=dict)
-    """Of sets to validate or test on, by name, where the blend tells."""
+    languages: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Of the sets for "validation" and for "test", by name, where the blend tells."""
     data_record: Mapping[str, Any] = field(default_factory=dict)
     """What the training data are, for checkpoints."""
     stopping: Stopping = field(default_factory=Stopping)
@@ -248,7 +248,7 @@ class Run:
                 loss_sum, counted = loss_sum + found.loss_sum, counted + found.tokens
             sums[name] = loss_sum, counted
         if sums:
-            self.telemetry.evaluation(evaluation_of(step, sums, self.languages, kind))
+            self.telemetry.evaluation(evaluation_of(step, sums, self.languages.get(kind, {}), kind))
 
     def save(self) -> None:
         """Write a checkpoint into the run folder, if there is one; with --async-save, it is written behind.

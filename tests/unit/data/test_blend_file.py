@@ -59,9 +59,15 @@ def test_without_sets_of_their_own_validation_and_test_are_parts_of_the_split(fo
 def test_with_sets_of_their_own_all_of_the_training_sets_is_trained_on(folder):
     path = blend(folder, "sets: [{prefix: data/zh}]\nvalid: [{prefix: data/held, language: en}]\n")
     sources, settings = sources_of(path)
-    assert sources.train_split == "1,0,0" and sources.languages == {"held": "en"}
+    assert sources.train_split == "1,0,0" and sources.languages["validation"] == {"held": "en"}
     assert list(build_validation_samples(sources, settings, 1)) == ["held"]
     assert build_test_samples(sources, settings, 1) == {}
+
+
+def test_a_name_may_be_of_another_language_among_the_test_sets_than_among_those_for_validation(folder):
+    sets = "sets: [{prefix: data/zh}]\nvalid: [{prefix: data/held, language: en}]\n"
+    sources, _ = sources_of(blend(folder, sets + "test: [{name: held, prefix: data/code, language: code}]"))
+    assert sources.languages == {"validation": {"held": "en"}, "test": {"held": "code"}}
 
 
 def test_flags_name_test_sets_too(folder):
