@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from megatron_yuan import log
 from megatron_yuan.checkpoint.state import RunState
 from megatron_yuan.config.schema import Config
 from megatron_yuan.config.spans import parse_spans
+from megatron_yuan.data.blend import names_of
 from megatron_yuan.data.datasets import (
     Sources,
     build_test_samples,
@@ -17,6 +18,7 @@ from megatron_yuan.data.datasets import (
     build_validation_samples,
 )
 from megatron_yuan.data.index_cache import FORMAT
+from megatron_yuan.data.passport_check import some_names
 from megatron_yuan.data.record import Identity, check_same_data, data_record
 from megatron_yuan.data.sample import SampleSource
 from megatron_yuan.data.verify import verify_sources
@@ -115,6 +117,21 @@ def _check_hosts(records: Sequence[Mapping[str, Any]]) -> None:
                         f"{theirs[content][:12]} on rank {rank}.\n"
                         "Fix: the same files on every host, or a folder that all share."
                     )
+
+
+def not_validated(config: Config, sources: Sources, validation: Collection[str]) -> str | None:
+    """What is to be said of the sets to validate on that are not in `validation`, as no sample can be made of them."""
+    if not config.training.eval_interval:
+        return None
+    if not validation:
+        return (
+            f"eval-interval is {config.training.eval_interval}, but there is nothing to validate on: no set's "
+            "validation part fills a sample"
+        )
+    without = [name for name in names_of(sources.valid) if name not in validation]
+    if not without:
+        return None
+    return f"no validation loss of {some_names(without)}: what --split leaves for it holds no sample"
 
 
 def _check_goes_on(position: RunState, record: Mapping[str, Any], config: Config) -> None:

@@ -35,7 +35,7 @@ from megatron_yuan.training.out_of_memory import explaining_memory
 from megatron_yuan.training.outcome import Outcome
 from megatron_yuan.training.preflight import preflight
 from megatron_yuan.training.run import Run, TaskMeasure
-from megatron_yuan.training.run_data import check_skipped, open_run_data
+from megatron_yuan.training.run_data import check_skipped, not_validated, open_run_data
 from megatron_yuan.training.sample_report import describe_samples
 from megatron_yuan.training.setup import build_training_model
 from megatron_yuan.training.start_up import StartUp
@@ -81,11 +81,9 @@ def start_run(
     short = check_skipped(config, position, len(data.train))
     if short is not None:
         log.logger.info(short)
-    if config.training.eval_interval and not data.validation:
-        log.logger.info(
-            f"warning: eval-interval is {config.training.eval_interval}, but there is nothing to validate on: no set's "
-            "validation part fills a sample"
-        )
+    unmeasured = not_validated(config, sources, data.validation)
+    if unmeasured is not None:
+        log.logger.info(f"warning: {unmeasured}")
     run = Run(
         config=config,
         topology=topology,
