@@ -13,6 +13,11 @@ from megatron_yuan.evaluation.task_data import Question
 
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+")
 LETTER = re.compile(r"(?<![A-Za-z])([A-K])(?![A-Za-z'’])")
+WORD = re.compile(r"(?:(?<!\w )A|I)\s+(?!(?:because|since|as|is|was|has|would|due|and|or|but)\b)[a-z]")
+"""An "A" or "I" that is a word itself, before one in small letters, other than those that no article has behind it.
+Within a sentence an article is written small."""
+NAMED = re.compile(r"answer\s*(?:is|:)\s*\W{0,4}$", re.IGNORECASE)
+"""What stands before a letter that is named as the answer."""
 SAID = re.compile(r"\banswer\s*(?:is\b\s*:?|:)", re.IGNORECASE)
 BEHIND = re.compile(r"\.\s+(?=[A-Z])|\n")
 """Where a named answer ends: with its sentence or its line."""
@@ -45,19 +50,10 @@ def same_number(found: float | None, gold: float) -> bool:
 
 
 def first_letter(text: str) -> str | None:
-    """The first letter A to K that stands alone, in an answer of the form "The answer is B" the one named.
-
-    An "A" or "I" before a word in small letters is a word itself.
-    """
-    said = re.search(r"answer\s*(?:is|:)\s*\W{0,4}([A-K])(?![A-Za-z'’])(?!\s+[a-z])", text, re.IGNORECASE)
-    if said and said[1].isupper():
-        return said[1]
-    for found in LETTER.finditer(text):
-        behind = text[found.end() :]
-        if found[1] in "AI" and re.match(r"\s+[a-z]", behind):
-            continue
-        return found[1]
-    return None
+    """The first letter A to K that stands alone, in an answer of the form "The answer is B" the one named."""
+    found = [each for each in LETTER.finditer(text) if not WORD.match(text, each.start())]
+    named = [each for each in found if NAMED.search(text[: each.start()])]
+    return (named or found)[0][1] if found else None
 
 
 def boxed(text: str) -> str | None:

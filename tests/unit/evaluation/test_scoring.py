@@ -45,6 +45,26 @@ def test_the_first_letter_counts_unless_one_is_named_as_the_answer(text: str, le
 
 
 @pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("A because B is wrong", "A"),
+        ("A is right, B is not", "A"),
+        ("The correct option is A as B is wrong", "A"),
+        ("The answer is A because B is wrong", "A"),
+        ("B is wrong. The answer is A since it is", "A"),
+        ("I choose A rather than B", "A"),
+        ("A train leaves, so B", "B"),
+        ("Let us see. A train leaves at noon. C", "C"),
+        ("Answer: A train leaves, so the answer is C", "C"),
+        ("A train leaves", None),
+        ("I think so", None),
+    ],
+)
+def test_the_answer_a_is_told_from_the_article(text: str, letter: str | None) -> None:
+    assert first_letter(text) == letter
+
+
+@pytest.mark.parametrize(
     ("text", "answer"),
     [
         ("As $x=1$. Final Answer: The final answer is $17$. I hope it is correct.", "17"),
