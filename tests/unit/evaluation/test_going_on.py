@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_yuan.evaluation.answers import fingerprint
 from megatron_yuan.evaluation.run import Settings, evaluate
 from megatron_yuan.inference.load import load
 from tests.evaluation import ROOT, run
@@ -64,3 +65,13 @@ def test_answers_of_another_model_are_not_taken_for_ones_own(trained: Path, ques
     other = evaluate(model, ["arc_challenge"], settings, speaks=False)
     assert not any("known" in note for note in other.notes)
     assert other.samples != first.samples
+
+
+def test_a_model_is_known_by_every_single_value_of_its_weights(trained: Path) -> None:
+    model = load(trained)
+    before = fingerprint(model)
+    assert fingerprint(load(trained)) == before
+    weight = model.embedding.weight
+    with torch.no_grad():
+        weight[7, 5] += 0.5
+    assert fingerprint(model) != before
