@@ -103,7 +103,8 @@ class YuanTokenizer(PreTrainedTokenizer):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Text of pieces, with the published spaces about special tokens."""
-        appended = self._appended | (set(self.added_tokens_encoder) - self._in_text - set(self._ids))
+        added = {token for token in self.added_tokens_encoder if token not in self._in_text and token not in self._ids}
+        appended = self._appended | added
         parts: list[str] = []
         run: list[str] = []
         for piece in tokens:

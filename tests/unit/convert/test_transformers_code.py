@@ -275,6 +275,19 @@ def test_ids_that_the_tokenizer_does_not_spell_are_never_generated(tmp_path: Pat
         assert model.generate(**inputs, **how, max_new_tokens=6, pad_token_id=0).max() < spelt
 
 
+def test_decoding_does_not_go_through_the_vocabulary(tokenizer_model: Path) -> None:
+    from megatron_yuan.convert.hf_code.tokenization_yuan import YuanTokenizer
+
+    class Vocabulary(dict):
+        def __iter__(self) -> Iterator[str]:
+            raise AssertionError("of the published one, that takes 20 ms")
+
+    tokenizer = YuanTokenizer(str(tokenizer_model))
+    ids = tokenizer(TEXTS[0])["input_ids"]
+    tokenizer._ids = Vocabulary(tokenizer._ids)
+    assert tokenizer.decode(ids) == TEXTS[0]
+
+
 def test_a_chat_is_questions_and_answers_apart_by_sep(tmp_path: Path, tokenizer_model: Path) -> None:
     from megatron_yuan.convert.hf_code.tokenization_yuan import YuanTokenizer
     from megatron_yuan.convert.hf_code_files import CHAT_TEMPLATE
