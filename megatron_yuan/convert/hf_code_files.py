@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -34,11 +35,8 @@ def code_files() -> dict[str, bytes]:
     return {name: folder.joinpath(name).read_bytes() for name in CODE}
 
 
-def tokenizer_files(tokenizer: Tokenizer, longest: int, rows: int) -> dict[str, bytes]:
-    """tokenizer_config.json, and generation_config.json: an answer ends with <eod>, or where a question would begin.
-
-    `rows`: of the embedding; those that the tokenizer does not spell, as its padding, are never chosen.
-    """
+def tokenizer_files(longest: int) -> dict[str, bytes]:
+    """tokenizer_config.json."""
     config: dict[str, Any] = {
         "tokenizer_class": "YuanTokenizer",
         "auto_map": {"AutoTokenizer": ["tokenization_yuan.YuanTokenizer", None]},
@@ -49,13 +47,19 @@ def tokenizer_files(tokenizer: Tokenizer, longest: int, rows: int) -> dict[str, 
         "model_max_length": longest,
         "chat_template": CHAT_TEMPLATE,
     }
-    generation: dict[str, Any] = {
-        "eos_token_id": [tokenizer.eod_id, tokenizer.special_ids["<sep>"]],
-        "pad_token_id": tokenizer.pad_id,
-    }
-    if unspelt := list(range(tokenizer.vocab_size, rows)):
+    return {"tokenizer_config.json": strict_json.readable(config).encode()}
+
+
+def generation_file(tokenizer: Tokenizer | None, keys: Mapping[str, Any], in_use: int) -> dict[str, bytes]:
+    """generation_config.json: an answer ends with <eod>, or where a question would begin; without a tokenizer, as the
+    `keys` of config.json say. Ids from `in_use` on, or that the tokenizer does not spell, are never chosen.
+    """
+    if tokenizer is not None:
+        in_use = min(in_use, tokenizer.vocab_size)
+        ends = [tokenizer.eod_id, tokenizer.special_ids["<sep>"]]
+        generation: dict[str, Any] = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_id}
+    else:
+        generation = {name: keys[name] for name in ("eos_token_id", "pad_token_id") if keys.get(name) is not None}
+    if unspelt := list(range(in_use, keys["vocab_size"])):
         generation["suppress_tokens"] = unspelt
-    return {
-        "tokenizer_config.json": strict_json.readable(config).encode(),
-        "generation_config.json": strict_json.readable(generation).encode(),
-    }
+    return {"generation_config.json": strict_json.readable(generation).encode()}

@@ -26,7 +26,7 @@ from megatron_yuan.config.schema import Config
 from megatron_yuan.config.validate import validate_model
 from megatron_yuan.config.yaml_file import from_yaml
 from megatron_yuan.convert.hf import model_shapes, require_new
-from megatron_yuan.convert.hf_code_files import AUTO_MAP, code_files, tokenizer_files
+from megatron_yuan.convert.hf_code_files import AUTO_MAP, code_files, generation_file, tokenizer_files
 from megatron_yuan.convert.hf_config import write_config
 from megatron_yuan.convert.hf_folder import CONFIG, TOKENIZER
 from megatron_yuan.convert.names import EMBEDDING, HEAD, Match, check_publishable, matches
@@ -121,13 +121,13 @@ def _small_files(
     original = checkpoint.run_state.extra.get("hf_config")
     eod_id = config.data.eod_id
     files: dict[str, bytes] = code_files() if with_code else {}
+    tokenizer = None
     if checkpoint.tokenizer is not None:
         files[TOKENIZER] = checkpoint.tokenizer.read_bytes()
-        if eod_id is None:
-            eod_id = Tokenizer(checkpoint.tokenizer).eod_id
-        if with_code:
-            rows = config.model.padded_vocab_size
-            files |= tokenizer_files(Tokenizer(checkpoint.tokenizer), config.model.max_position_embeddings, rows)
+        if with_code or eod_id is None:
+            tokenizer = Tokenizer(checkpoint.tokenizer)
+            eod_id = tokenizer.eod_id if eod_id is None else eod_id
+            files |= tokenizer_files(config.model.max_position_embeddings) if with_code else {}
     if len(shards) > 1:
         weight_map = {name: file for file, names in shards.items() for name in names}
         total = sum(each.spec.nbytes for each in tensors.values())
@@ -136,6 +136,7 @@ def _small_files(
     dtype = checkpoint.dtypes()[EMBEDDING]
     keys = write_config(config, dtype, eod_id, original if isinstance(original, dict) else None)
     if with_code:
+        files |= generation_file(tokenizer, keys, config.model.vocab_size)
         keys["auto_map"] = AUTO_MAP
         keys.pop("tokenizer_class", None)
     files[CONFIG] = strict_json.readable(keys).encode()

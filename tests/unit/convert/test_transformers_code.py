@@ -275,6 +275,20 @@ def test_ids_that_the_tokenizer_does_not_spell_are_never_generated(tmp_path: Pat
         assert model.generate(**inputs, **how, max_new_tokens=6, pad_token_id=0).max() < spelt
 
 
+def test_without_a_tokenizer_the_padding_of_the_vocabulary_is_never_generated_either(tmp_path: Path) -> None:
+    shape = dataclasses.replace(TIED, vocab=32, tied=False)
+    keys = {"unpadded_vocab_size": 20, "make_vocab_size_divisible_by": 16, "eos_token_id": 3, "pad_token_id": 0}
+    weights = yuan.random_weights(shape)
+    folder = write_folder(tmp_path / "p", published(weights, shape), {**config_json(shape), **keys})
+    import_hf(folder, tmp_path / "run")
+    model = open_export(export_hf(tmp_path / "run", tmp_path / "export", with_code=True))
+    assert (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (3, 0)
+    model.lm_head.weight.data[:20] *= 1e-3
+    inputs = padded(prompts_of(dataclasses.replace(shape, vocab=20)))
+    assert model(**inputs).logits[:, -1].argmax(-1).min() >= 20
+    assert model.generate(**inputs, do_sample=False, max_new_tokens=6).max() < 20
+
+
 def test_decoding_does_not_go_through_the_vocabulary(tokenizer_model: Path) -> None:
     from megatron_yuan.convert.hf_code.tokenization_yuan import YuanTokenizer
 
