@@ -553,6 +553,9 @@ class YuanForCausalLM(YuanPreTrainedModel, GenerationMixin):
         )
         return output if return_dict is not False else output.to_tuple()
 
+    def _contrastive_search(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("contrastive search (penalty_alpha) is not supported: it needs a cache to shorten")
+
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,

@@ -302,6 +302,12 @@ def test_decoding_does_not_go_through_the_vocabulary(tokenizer_model: Path) -> N
     assert tokenizer.decode(ids) == TEXTS[0]
 
 
+def test_contrastive_search_is_refused_by_its_name(tmp_path: Path) -> None:
+    model = open_export(export(tmp_path, TIED)[0])
+    with pytest.raises(Exception, match=r"(?i)contrastive.search"):
+        model.generate(**padded(prompts_of(TIED)), max_new_tokens=3, penalty_alpha=0.6, top_k=4, pad_token_id=0)
+
+
 def test_a_chat_is_questions_and_answers_apart_by_sep(tmp_path: Path, tokenizer_model: Path) -> None:
     from megatron_yuan.convert.hf_code.tokenization_yuan import YuanTokenizer
     from megatron_yuan.convert.hf_code_files import CHAT_TEMPLATE
