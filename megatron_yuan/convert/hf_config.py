@@ -75,7 +75,10 @@ def read_config(keys: Mapping[str, Any], source: str, has_router_of_attention: b
         init_method_std=read.number("initializer_range", 0.02),
     )
     if model.padded_vocab_size != rows:
-        raise CheckpointError(f"{source}: unpadded_vocab_size {model.vocab_size} does not pad to vocab_size {rows}")
+        raise CheckpointError(
+            f"{source}: unpadded_vocab_size {model.vocab_size} does not pad to vocab_size {rows}, as after a resize "
+            "of the embeddings; remove unpadded_vocab_size and make_vocab_size_divisible_by from it"
+        )
     config = Config(
         model=model,
         data=DataConfig(

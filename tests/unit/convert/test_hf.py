@@ -286,6 +286,14 @@ def test_a_rotary_width_of_any_share_of_the_head_is_kept_exactly(tmp_path: Path)
             assert open_hf_folder(tmp_path).config.model.rotary_dim == rotary_dim
 
 
+def test_a_vocabulary_that_was_resized_elsewhere_is_refused_with_what_to_remove(tmp_path: Path) -> None:
+    stale = {"unpadded_vocab_size": 20, "make_vocab_size_divisible_by": 16}
+    folder = write_folder(tmp_path / "hf", published(yuan.random_weights(TIED), TIED), {**config_json(TIED), **stale})
+    with pytest.raises(CheckpointError) as caught:
+        import_hf(folder, tmp_path / "run")
+    assert "remove unpadded_vocab_size and make_vocab_size_divisible_by" in str(caught.value)
+
+
 def test_a_rotary_percent_of_null_is_one_that_is_not_given(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "hf", dataclasses.replace(TIED, hidden=36, heads=3, head_dim=24))
     keys = json.loads((folder / "config.json").read_text())
