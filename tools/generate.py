@@ -164,9 +164,15 @@ def print_batch(
         answer = cut_text(text_behind(prompt, completion.ids, tokenizer.decode), arguments.stop)
         print(answer if len(texts) == 1 else f"{text} => {answer}")
         if arguments.logprobs:
-            for token, logprob in zip(completion.ids, completion.logprobs, strict=True):
-                print(f"{logprob:9.4f}  {tokenizer.spell([token])!r}")
+            for piece, logprob in zip(pieces_of(completion.ids, tokenizer), completion.logprobs, strict=True):
+                print(f"{logprob:9.4f}  {piece!r}")
     return [completion.ids for completion in found]
+
+
+def pieces_of(ids: list[int], tokenizer: Tokenizer) -> list[str]:
+    """What each of `ids` stands for, its leading space included."""
+    pieces = tokenizer.piece_bytes()
+    return [pieces[each].decode("utf-8", errors="replace") for each in ids]
 
 
 def show_experts(model: LanguageModel, tokenizer: Tokenizer, ids: list[int], speaks: bool) -> None:
@@ -176,7 +182,7 @@ def show_experts(model: LanguageModel, tokenizer: Tokenizer, ids: list[int], spe
 
     choices_SLK = expert_choices(model, ids)
     if speaks:
-        console().print(as_table([tokenizer.spell([each]) for each in ids], choices_SLK, model.config.num_experts))
+        console().print(as_table(pieces_of(ids, tokenizer), choices_SLK, model.config.num_experts))
 
 
 if __name__ == "__main__":

@@ -169,3 +169,15 @@ def test_an_answer_that_begins_with_a_space_begins_with_it_in_a_batch_and_with_s
     assert capsys.readouterr().out == " two th\n"
     assert run_tool(monkeypatch, "generate.py", *given, "--prompt", "four") == 0
     assert capsys.readouterr().out == "one =>  two three\nfour =>  two three\n"
+
+
+def test_tokens_with_log_probabilities_and_with_experts_have_their_leading_space(
+    folder: Path, tokenizer_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = Tokenizer(tokenizer_model).encode("two three")
+    found = [Completion(answer, [0.0] * len(answer))]
+    monkeypatch.setattr(LanguageModel, "complete", lambda *_, **__: found)
+    flags = ["--prompt", "one", "--logprobs", "--show-experts", "--device", "cpu"]
+    assert run_tool(monkeypatch, "generate.py", "--load", folder, *flags) == 0
+    logprobs, experts = capsys.readouterr().out.split("experts of each token")
+    assert "  ' two'\n" in logprobs and "\n two " in experts
