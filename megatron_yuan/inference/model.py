@@ -143,7 +143,7 @@ class LanguageModel(YuanModel):
             raise ConfigError("stop strings are found in text, but the model has no tokenizer; give --tokenizer-model.")
         ids_BP, first_B = pad_left(prompts, self.device)
         decode = None if self.tokenizer is None else self.tokenizer.decode
-        stops = Stops(self._stop_ids(stop_ids), stop_strings, decode, len(prompts))
+        stops = Stops(self._stop_ids(stop_ids), stop_strings, decode, len(prompts), prompts)
         ids_BP = self.checked(ids_BP)
         new = list(self._tokens(ids_BP, first_B, max_new_tokens, sampling or Sampling(), stops, use_cache))
         if not new:

@@ -7,24 +7,26 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-SLACK = 8  # tokens beyond a stop string's own: spaces and special tokens that decode to little
+from megatron_yuan.inference.streaming import TextStream
 
 
 class Stops:
-    """Stop ids and stop strings of one batch. `decode` makes text of ids; it is needed for strings alone."""
+    """Stop ids and stop strings of one batch. Strings are found in the text of each row behind its prompt; they alone
+    need `decode` and `prompts`."""
 
     def __init__(
         self,
         ids: Sequence[int] = (),
         strings: Sequence[str] = (),
-        decode: Callable[[Sequence[int]], str] | None = None,
+        decode: Callable[[list[int]], str] | None = None,
         rows: int = 1,
+        prompts: Sequence[Sequence[int]] = (),
     ) -> None:
-        self.ids, self.strings, self._decode = frozenset(ids), [each for each in strings if each], decode
+        self.ids, self.strings = frozenset(ids), [each for each in strings if each]
         self.stopped = [False] * rows
         self._new: list[list[int]] = [[] for _ in range(rows)]
-        # A character has up to four bytes, and a byte may be a token.
-        self._tail = max((4 * len(each) for each in self.strings), default=0) + SLACK
+        self._streams = [TextStream(decode, prompt) for prompt in prompts] if decode and self.strings else []
+        self._texts = [""] * rows
 
     def see(self, ids_B: Tensor) -> Tensor:
         """Note a new token of each row; which rows have stopped, [B] bool."""
@@ -32,7 +34,7 @@ class Stops:
             if self.stopped[row]:
                 continue
             self._new[row].append(token)
-            self.stopped[row] = token in self.ids or self._said(self._new[row])
+            self.stopped[row] = token in self.ids or self._said(row, token)
         return torch.tensor(self.stopped, device=ids_B.device)
 
     def __bool__(self) -> bool:
@@ -47,11 +49,13 @@ class Stops:
         """How many of each row's tokens count: those before a stop id, or up to the end of a stop string."""
         return [len(new) - (new[-1] in self.ids) if new else len(row) for new, row in zip(self._new, rows, strict=True)]
 
-    def _said(self, new: list[int]) -> bool:
-        if not self.strings or self._decode is None:
+    def _said(self, row: int, token: int) -> bool:
+        if not self._streams:
             return False
-        text = self._decode(new[-self._tail :])
-        return any(each in text for each in self.strings)
+        new = self._streams[row].push(token)
+        longest = max(map(len, self.strings))
+        self._texts[row] = self._texts[row][-longest:] + new
+        return any(each in self._texts[row] for each in self.strings)
 
 
 def cut_text(text: str, strings: Sequence[str]) -> str:

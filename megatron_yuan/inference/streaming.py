@@ -18,17 +18,32 @@ def stream_text(tokens: Iterable[int], decode: Callable[[list[int]], str], promp
     text far before it. A special token after text stands without the space that decoding all at once sets before that
     text: it would have to be known before the token came.
     """
-    settled = list(prompt[-_WINDOW:])
-    pending: list[int] = []
+    text = TextStream(decode, prompt)
     for token in tokens:
-        pending.append(token)
-        text = _behind(settled, pending, decode)
-        if text.endswith(UNFINISHED) and len(pending) < _WINDOW:
-            continue
-        yield text
-        settled, pending = (settled + pending)[-_WINDOW:], []
-    if pending:
-        yield _behind(settled, pending, decode)
+        if piece := text.push(token):
+            yield piece
+    if rest := text.rest():
+        yield rest
+
+
+class TextStream:
+    """What `stream_text` goes by, for tokens that come from elsewhere."""
+
+    def __init__(self, decode: Callable[[list[int]], str], prompt: Sequence[int] = ()) -> None:
+        self._decode, self._settled, self._pending = decode, list(prompt[-_WINDOW:]), list[int]()
+
+    def push(self, token: int) -> str:
+        """The text that is certain since the token before."""
+        self._pending.append(token)
+        text = self.rest()
+        if text.endswith(UNFINISHED) and len(self._pending) < _WINDOW:
+            return ""
+        self._settled, self._pending = (self._settled + self._pending)[-_WINDOW:], []
+        return text
+
+    def rest(self) -> str:
+        """The text that is held back."""
+        return _behind(self._settled, self._pending, self._decode) if self._pending else ""
 
 
 def text_behind(prompt: Sequence[int], ids: Sequence[int], decode: Callable[[list[int]], str]) -> str:

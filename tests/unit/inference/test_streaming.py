@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import torch
+
+from megatron_yuan.inference.stopping import Stops
 from megatron_yuan.inference.streaming import stream_text
 
 
@@ -42,3 +45,10 @@ def test_bytes_that_never_become_a_character_are_shown_and_hold_nothing_up() -> 
 
 def test_no_tokens_give_no_text() -> None:
     assert list(stream_text([], decode_bytes, prompt=[65])) == []
+
+
+def test_a_stop_string_that_begins_with_a_space_is_seen_where_the_answer_begins() -> None:
+    stops = Stops(strings=[" w3", "w9 w5"], decode=decode_words, rows=3, prompts=[[1, 2], [1], [4]])
+    assert stops.see(torch.tensor([3, 9, 9])).tolist() == [True, False, False]
+    assert stops.see(torch.tensor([8, 5, 3])).tolist() == [True, True, True]
+    assert stops.lengths([[3, 8], [9, 5], [9, 3]]) == [1, 2, 2]
