@@ -7,7 +7,8 @@
         --pipeline-model-parallel-size 2
 
 Prints a table; --output keeps results.json, every question's answer, and what a broken start has found so far: the same
-command goes on from there. Under torchrun, replicas share the questions. --list says which tasks there are.
+command goes on from there. Other tasks of the same model come beside those there; another model begins
+results.json anew. Under torchrun, replicas share the questions. --list says which tasks there are.
 Needs the extra `eval`: pip install 'lm-eval>=0.4.13,<0.5'
 """
 

@@ -58,7 +58,7 @@ class Adapter(TemplateLM):
         self.max_length = model.config.max_position_embeddings
         self.cut: dict[str, int] = {"prompts": 0, "answers": 0}
         """How many prompts were cut at the left, and answers held shorter than asked, to fit the context."""
-        self._model_key = fingerprint(model) if output is not None else ""
+        self.model_key = fingerprint(model) if output is not None else ""
         writes = output is not None and model.relay.stage == 0
         self.answers = Answers(output / f"answers-{model.relay.replica}.jsonl" if writes and output else None)
         # All processes leave out the same, also where they do not see the same files.
@@ -125,7 +125,7 @@ class Adapter(TemplateLM):
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
         """Greedy answers up to and without the first of a request's stop strings, or to its limit."""
         wishes = [self._wish(*request.args) for request in requests]
-        keys = [request_key(self._model_key, "generate", *wish) for wish in wishes]
+        keys = [request_key(self.model_key, "generate", *wish) for wish in wishes]
         by_key = dict(zip(keys, wishes, strict=True))
 
         def ask(mine: Sequence[str], done: Callable[[str, Any], None]) -> None:
@@ -172,7 +172,7 @@ class Adapter(TemplateLM):
 
     def _scored(self, pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], kind: str) -> list[Any]:
         """[log-probability, greedy] of each; a context is gone through once for all its continuations."""
-        keys = [request_key(self._model_key, kind, *pair) for pair in pairs]
+        keys = [request_key(self.model_key, kind, *pair) for pair in pairs]
         by_key = dict(zip(keys, pairs, strict=True))
         # Choices of one question go to one replica, whichever that is.
         number = {context: i for i, context in enumerate(sorted({pair[0] for pair in pairs}, key=len, reverse=True))}

@@ -14,6 +14,7 @@ from rich.table import Table
 from megatron_yuan.errors import DataError
 from megatron_yuan.evaluation import published
 from megatron_yuan.evaluation.catalogue import TASKS
+from megatron_yuan.log import logger
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Results:
     notes: list[str]
     seconds: float
     samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict, repr=False)
+    model: str = ""
+    """Fingerprint of the model that was asked."""
 
     def figures(self) -> dict[str, float]:
         """Accuracy of each task."""
@@ -64,14 +67,25 @@ class Results:
             }
             for each in self.tasks
         }
-        return {"tasks": tasks, "notes": self.notes, "seconds": round(self.seconds, 1)}
+        return {"tasks": tasks, "notes": self.notes, "seconds": round(self.seconds, 1), "model": self.model}
 
     def write(self, folder: Path, settings: dict[str, Any]) -> None:
-        """results.json, and samples_TASK.jsonl with every question's answer. DataError where they cannot be written."""
+        """results.json, and samples_TASK.jsonl with every question's answer. DataError where they cannot be written.
+
+        Other tasks of an earlier call stay, if it asked the same model in the same way; else they go.
+        """
+        path, found = folder / "results.json", {**self.as_json(), "settings": settings}
+        before = _read(path)
+        if before and _asked(before) == _asked(found):
+            found["tasks"] = {**before["tasks"], **found["tasks"]}
+            found["notes"] = list(dict.fromkeys([*before["notes"], *self.notes]))
+        elif before:
+            logger.warning("%s was of another model or asked otherwise; it is begun anew.", path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({**self.as_json(), "settings": settings}, indent=2, ensure_ascii=False)
-            (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+            for task in TASKS.keys() - found["tasks"].keys():
+                (folder / f"samples_{task}.jsonl").unlink(missing_ok=True)
+            path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             for task, samples in self.samples.items():
                 lines = [json.dumps(each, ensure_ascii=False) for each in samples]
                 (folder / f"samples_{task}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -104,6 +118,20 @@ class Results:
         for name, figures in {**rows, **published.SCORES}.items():
             table.add_row(name, *("-" if figure is None else f"{figure:.1f}" for figure in figures))
         return table
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("settings"), dict) else {}
+
+
+def _asked(results: dict[str, Any]) -> list[Any]:
+    """What figures of one results.json have in common."""
+    names = ("task_data", "limit", "num_fewshot", "max_new_tokens")
+    return [results.get("model"), *(results["settings"].get(name) for name in names)]
 
 
 def _published(task: str) -> float | None:

@@ -77,7 +77,7 @@ def evaluate(model: LanguageModel, tasks: Sequence[str], settings: Settings, spe
         results = ask(adapter, names, settings, speaks)
     finally:
         adapter.answers.close()
-    return dataclasses.replace(results, notes=[*adapter.notes(), *results.notes])
+    return dataclasses.replace(results, notes=[*adapter.notes(), *results.notes], model=adapter.model_key)
 
 
 def ask(lm: LM, names: Sequence[str], settings: Settings, speaks: bool = True) -> Results:
