@@ -170,12 +170,12 @@ def first_within(group: Sequence[Layout], budget: float) -> Layout | None:
     return next((each for each in group if each.fullest.total <= budget), None)
 
 
-def timed(layout: Layout, machine: Machine, whole: bool = False) -> TimedLayout:
-    """With its step simulated; not `whole`: its steady part shortened where it is long."""
+def timed(layout: Layout, machine: Machine, whole: bool = False, rounds: int = MOST_MICROBATCHES) -> TimedLayout:
+    """With its step simulated; not `whole`: its steady part shortened beyond so many `rounds` of the stages."""
     config, replicas = layout.config, layout.replicas
     costs = costs_on(machine, config, replicas)
     microbatches = microbatches_of(config, replicas)
-    most = MOST_MICROBATCHES * layout.stages
+    most = rounds * layout.stages
     if whole or microbatches <= most:
         step = step_time(config, replicas, costs)
         return TimedLayout(layout, step, step.seconds)

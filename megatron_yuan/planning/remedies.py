@@ -13,6 +13,8 @@ from megatron_yuan.planning.memory import plan_memory
 
 MODELLED_ON = "h100-80gb"
 """Changes are compared by the times of this GPU: what counts is which of them is the slower."""
+ROUNDS = 2
+"""Microbatches to simulate, over the stages: the fewest that tell how a step grows with them."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,18 @@ def remedies(config: Config, replicas: int, budget: float, more_gpus: bool = Fal
     """More recomputation, smaller microbatches, more stages (on as many processes, unless `more_gpus`).
 
     `budget`: bytes that a stage may need, by the plan. Of those that change the same settings the cheapest; fewest
-    GPUs first, then the fastest.
+    GPUs first, then the fastest; where `more_gpus`, only those on the fewest.
     """
     machine = read_machine(MODELLED_ON)
-    today = timed(Layout(config, replicas, plan_memory(config, replicas)), machine)
+    today = timed(Layout(config, replicas, plan_memory(config, replicas)), machine, rounds=ROUNDS)
     found: dict[tuple[str, ...], Remedy] = {}
     for base, count in _bases(config, replicas, more_gpus):
+        if any(remedy.gpus < base.parallel.pipeline_model_parallel_size * count for remedy in found.values()):
+            break
         layout = first_within(recomputing_more(base, count), budget)
         if layout is None or layout.config == config:
             continue
-        seconds = timed(layout, machine).seconds * layout.gpus / (today.layout.gpus * today.seconds)
+        seconds = timed(layout, machine, rounds=ROUNDS).seconds * layout.gpus / (today.layout.gpus * today.seconds)
         remedy = Remedy(_flags(layout.config, config), layout.gpus, layout.fullest.total, seconds)
         kind = tuple(name for name, _, _ in differences(layout.config, config))
         found[kind] = min(found.get(kind, remedy), remedy, key=_cost)

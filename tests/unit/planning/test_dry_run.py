@@ -7,7 +7,14 @@ import pytest
 
 from megatron_yuan.config.fields import with_values
 from megatron_yuan.config.presets import PRESETS
+from megatron_yuan.config.schema import Config
+from megatron_yuan.planning import candidates
+from megatron_yuan.planning.costs import Costs
 from megatron_yuan.planning.dry_run import dry_run_report
+from megatron_yuan.planning.machine import read_machine
+from megatron_yuan.planning.memory import plan_memory
+from megatron_yuan.planning.remedies import ROUNDS
+from megatron_yuan.planning.step_time import StepTime, step_time
 
 M32 = PRESETS["yuan2-m32"]
 
@@ -63,3 +70,21 @@ def test_the_report_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_would_make_it_fit_is_weighed_by_a_few_microbatches_of_each_layout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passes = []
+
+    def counted(config: Config, replicas: int, costs: Costs, microbatches: int | None = None) -> StepTime:
+        passes.append((microbatches or 768) * config.parallel.pipeline_model_parallel_size)
+        return step_time(config, replicas, costs, microbatches)
+
+    monkeypatch.setattr(candidates, "step_time", counted)
+    dry_run_report(M32, "yuan2-m32")
+    assert passes and sum(passes) < 2000  # of a microbatch on a stage; a whole step of M32 has 6144
+    machine = read_machine("h100-80gb")
+    layout = candidates.Layout(M32, 1, plan_memory(M32, 1))
+    short, whole = (candidates.timed(layout, machine, whole, rounds=ROUNDS).seconds for whole in (False, True))
+    assert short == pytest.approx(whole, rel=0.005)
