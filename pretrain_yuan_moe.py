@@ -35,7 +35,7 @@ def main() -> None:
 
 def train(invocation: Invocation, stopping: Stopping, outcome: Outcome) -> None:
     """Settings and data are checked before torch is loaded and processes meet: a mistake costs no waiting."""
-    validate_run(invocation.config)
+    validate_run(invocation.config, world_size())
     config = validate_world(invocation.config, world_size())
     from megatron_yuan.data.datasets import open_sources
 

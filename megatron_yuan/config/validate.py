@@ -99,7 +99,7 @@ def validate_model(model: ModelConfig, source: str) -> None:
         raise ConfigError(f"{source}: {error}") from None
 
 
-def validate_run(config: Config) -> None:
+def validate_run(config: Config, world_size: int = 1) -> None:
     """Check what a run needs and a report on one does not: data, and a tokenizer for FIM. Raises ConfigError."""
     data = config.data
     if not data.data_path and not data.train_data_path and data.data_args_path is None:
@@ -115,6 +115,12 @@ def validate_run(config: Config) -> None:
     _check_sinks(config.logging, save)
     if config.logging.profile_step_start is not None and save is None:
         raise ConfigError("profile-step-start is given, but there is no run folder for the trace; give --save.")
+    absent = [rank for rank in config.logging.profile_ranks if not 0 <= rank < world_size]
+    if config.logging.use_pytorch_profiler and absent:
+        raise ConfigError(
+            f"profile-ranks names {absent[0]}, but the {world_size} processes are ranks 0 to {world_size - 1}; "
+            "change --profile-ranks."
+        )
     if data.fim_rate > 0 and data.tokenizer_model is None:
         raise ConfigError(
             f"fim-rate {data.fim_rate} rearranges text, which needs the tokenizer, but tokenizer-model is unset;\n"
@@ -284,6 +290,10 @@ def _check_optimizer(optimizer: OptimizerConfig, training: TrainingConfig) -> No
 
 def _check_profile(logging: LoggingConfig, training: TrainingConfig) -> None:
     start, end = logging.profile_step_start, logging.profile_step_end
+    if logging.use_pytorch_profiler and start is None and end is None:
+        raise ConfigError(
+            "use-pytorch-profiler is on, but no steps are given; give --profile-step-start and --profile-step-end."
+        )
     if (start is None) != (end is None):
         given, missing = ("start", "end") if end is None else ("end", "start")
         raise ConfigError(f"profile-step-{given} is given alone; give --profile-step-{missing} too.")

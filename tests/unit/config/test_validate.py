@@ -105,3 +105,14 @@ def test_what_is_retained_must_be_saved_and_not_nothing() -> None:
         ):
             validate(config(save_retain_interval=1000, save_interval=interval))
     validate(config(save_retain=1, save_retain_interval=1000, save_interval=500))
+
+
+def test_a_profile_of_kernels_without_steps_or_of_a_rank_that_is_not_there_is_refused() -> None:
+    profiled = config(use_pytorch_profiler=True)
+    with pytest.raises(ConfigError, match="use-pytorch-profiler is on, but no steps are given"):
+        validate(profiled)
+    steps = {"profile_step_start": 1, "profile_step_end": 2, "profile_ranks": (0, 7), "save": "run", "fim_rate": 0.0}
+    run = with_values(profiled, {**steps, "data_path": ("set",)})
+    with pytest.raises(ConfigError, match="profile-ranks names 7, but the 2 processes are ranks 0 to 1"):
+        validate_run(run, 2)
+    validate_run(run, 8)
