@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from megatron_yuan.errors import ConfigError
@@ -43,8 +44,9 @@ class FolderLock:
                 )
             time.sleep(0.1)
         owner = {"host": os.uname().nodename, "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, json.dumps(owner).encode(), 0)
+        with suppress(OSError):  # a full disk: it is locked all the same, and what is written next says what is wrong
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, json.dumps(owner).encode(), 0)
 
     def release(self) -> None:
         """Let others in; safe to call twice."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -108,9 +109,9 @@ def _writing_into(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise ConfigError(
-            f"save is {path}, which cannot be written ({reason}): name a folder that you may write to."
-        ) from None
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        fix = "free space there, or name a folder on another disk" if full else "name a folder that you may write to"
+        raise ConfigError(f"save is {path}, which cannot be written ({reason}): {fix}.") from None
 
 
 def _keep_former(path: Path, text: str) -> None:

@@ -24,6 +24,8 @@ from megatron_yuan.log import logger
 from megatron_yuan.parallel.alike import by_value
 from megatron_yuan.parallel.links import in_words, measure_links
 from megatron_yuan.parallel.topology import Topology
+from megatron_yuan.planning.accounting import count_parameters
+from megatron_yuan.planning.memory import element_bytes, optimizer_bytes
 
 CLOCK_SECONDS = 2.0
 """Hosts whose clocks are so far apart are warned of: times of files and logs then mislead."""
@@ -46,6 +48,8 @@ class Seen:
 
 def preflight(config: Config, topology: Topology, sources: Sources) -> None:
     """Compare and measure; says what it found on the main rank. ParallelError, on all ranks, where data differ."""
+    if topology.is_main and (short := short_of_space(config, _free(config.checkpoint.save))):
+        logger.info(short)
     if topology.world_size == 1:
         return
     topology.barrier()
@@ -63,6 +67,17 @@ def preflight(config: Config, topology: Topology, sources: Sources) -> None:
     if topology.is_main:
         for line in [*table(seen), *in_words(links)]:
             logger.info(line)
+
+
+def short_of_space(config: Config, free: int | None) -> str | None:
+    """A warning where a checkpoint does not fit into the `free` bytes of the disk of --save."""
+    needed = count_parameters(config.model).total * (element_bytes(config) + optimizer_bytes(config))
+    if free is None or free >= needed:
+        return None
+    return (
+        f"warning: a checkpoint needs {needed / 1e9:.3g} GB, but the disk of --save {config.checkpoint.save} has "
+        f"{free / 1e9:.3g} GB free: free space before the first save, or name a folder on another disk"
+    )
 
 
 def _check_data(seen: Sequence[Seen]) -> None:

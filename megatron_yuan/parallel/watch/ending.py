@@ -55,7 +55,8 @@ class Ending:
         if own and self.speaks:
             _say(f"{finding.text}. All ranks end; stacks are {self.stacks.where}.")
         self.met.wait(MEET_SECONDS)
-        within(STACKS_SECONDS, lambda: self.stacks.dump(finding.text, self.last_error))
+        # What recurs has its words for the user; where not even the disk takes the stacks, they are not in their way.
+        within(STACKS_SECONDS, lambda: self.stacks.dump(finding.text, self.last_error, aloud=not finding.recurs))
         if self.rank == 0:
             _gather_stacks(link, set(alive) - {0, *finding.frozen})
         elif not own:  # without rank 0 there is nobody to wait for

@@ -21,8 +21,11 @@ class Stacks:
         """For messages."""
         self._rank = rank
 
-    def dump(self, occasion: str, last_error: str = "") -> None:
-        """Append all threads' stacks under a headline, after the traceback of an error that the training thread met."""
+    def dump(self, occasion: str, last_error: str = "", aloud: bool = True) -> None:
+        """Append all threads' stacks under a headline, after the traceback of an error that the training thread met.
+
+        `aloud`: on stderr where the file cannot be written.
+        """
         headline = f"rank {self._rank}, process {os.getpid()}, {time.strftime('%Y-%m-%d %H:%M:%S')}: {occasion}\n"
         if self.file is not None:
             try:
@@ -31,6 +34,8 @@ class Stacks:
                     self._write(file, headline + last_error)
                 return
             except OSError as error:
+                if not aloud:
+                    return
                 headline += f"({self.file} cannot be written: {error.strerror})\n"
         self._write(sys.stderr, headline + last_error)
 

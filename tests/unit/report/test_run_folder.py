@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import pytest
 
 from megatron_yuan.errors import ConfigError
 from megatron_yuan.report.environment import describe_environment
+from megatron_yuan.report.lock import FolderLock
 from megatron_yuan.report.run_folder import open_run_folder
 
 
@@ -41,6 +44,19 @@ def test_a_save_path_that_cannot_be_written_is_refused(tmp_path, below):
     (tmp_path / "taken" / "config.yaml").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"save is .*, which cannot be written \(.+\): name a folder"):
         open_run_folder(tmp_path / below, "")
+
+
+def test_a_full_disk_is_told_as_such_and_its_folder_can_be_locked(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    FolderLock(tmp_path).release()
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(
+        ConfigError, match=r"\(No space left on device\): free space there, or name a folder on another"
+    ):
+        open_run_folder(tmp_path, "")
 
 
 def test_the_environment_holds_what_matters_and_no_secret(monkeypatch):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from megatron_yuan.config.presets import preset
 from megatron_yuan.errors import ParallelError
 from megatron_yuan.parallel.alike import first_difference, hash_of
 from megatron_yuan.parallel.links import Link, in_words
-from megatron_yuan.training.preflight import Seen, _check_data, table
+from megatron_yuan.parallel.watch.stacks import Stacks
+from megatron_yuan.training.preflight import Seen, _check_data, short_of_space, table
 
 ONE = Seen("node-a", {"zh": "passport of 9 tokens, sha256 aa"}, 5 * 10**9, 1000.0, "CPU", {})
 
@@ -51,3 +54,18 @@ def test_the_slowest_and_the_latest_link_are_named() -> None:
     assert in_words(links) == [
         "links between stages: 2.00 GB/s, 100 us; slowest 1.00 GB/s (rank 1 to 2), latest 300 us (rank 1 to 2)"
     ]
+
+
+def test_a_disk_that_a_checkpoint_does_not_fit_on_is_warned_of() -> None:
+    told = short_of_space(preset("yuan2-m32"), 40 * 10**9)
+    assert told is not None and "a checkpoint needs 559 GB" in told and "has 40 GB free" in told
+    assert short_of_space(preset("yuan2-m32"), 600 * 10**9) is None
+    assert short_of_space(preset("yuan2-m32"), None) is None  # nothing is saved
+
+
+def test_stacks_of_what_another_start_would_meet_again_stay_off_the_console(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "stacks").write_text("no folder, so that no file can be made in it")
+    Stacks(tmp_path, 0).dump("a full disk", "Traceback", aloud=False)
+    assert capsys.readouterr().err == ""
