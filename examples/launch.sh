@@ -36,3 +36,7 @@ session_state() { # of the run folder "$1", by its status.json: done, requeue, f
     [[ -f "$1/status.json" ]] || { echo none && return; }
     sed -n 's/^{"state": "\([a-z]*\)".*/\1/p' "$1/status.json"
 }
+
+no_step() { # whether the last session of the run folder "$1" ended before its training began
+    [[ ! -f "$1/status.json" ]] || grep -q '"reason": "starting"' "$1/status.json"
+}

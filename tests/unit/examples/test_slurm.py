@@ -14,15 +14,23 @@ HELP = "--container-image of the pyxis plugin"
 ARRAY = {"SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "3"}
 
 
-def submit(tmp_path: Path, state: str | None, restarts: int = 0, **environment: str) -> tuple[int, str, str]:
+def submit(
+    tmp_path: Path,
+    state: str | None,
+    restarts: int = 0,
+    reason: str = "x",
+    former: str = "of the session before",
+    ends: int = 1,
+    **environment: str,
+) -> tuple[int, str, str]:
     """Run the script with an srun that leaves `state`; returns exit code, requeued job's number, and what was said."""
     run, commands = tmp_path / "run", tmp_path / "bin"
     run.mkdir()
-    (run / "status.json").write_text('{"state": "requeue", "reason": "of the session before"}')
-    leave = "" if state is None else f"echo '{json.dumps({'state': state, 'reason': 'x'})}' > {run}/status.json\n"
+    (run / "status.json").write_text(json.dumps({"state": "requeue", "reason": former}))
+    leave = "" if state is None else f"echo '{json.dumps({'state': state, 'reason': reason})}' > {run}/status.json\n"
     commands.mkdir()
     for name, body in {
-        "srun": f"[[ $1 != --help ]] || {{ echo '{HELP}'; exit; }}\necho \"$@\" > {tmp_path}/step\n{leave}exit 1",
+        "srun": f"[[ $1 != --help ]] || {{ echo '{HELP}'; exit; }}\necho \"$@\" > {tmp_path}/step\n{leave}exit {ends}",
         "scontrol": f"""case "$1 $2" in
             "show hostnames") echo node0 ;;
             "show job") echo "JobId=$3 ArrayTaskThrottle=${{THROTTLE:-1}} JobState=${{JOB_STATE:-RUNNING}}" ;;
@@ -68,6 +76,21 @@ def test_a_run_that_never_began_is_a_mistake_at_first_and_bad_luck_later(tmp_pat
     (tmp_path / "later").mkdir()
     code, requeued, _ = submit(tmp_path / "later", None, restarts=1)
     assert (code, requeued) == (0, "4711")
+
+
+@pytest.mark.parametrize("state", [None, "running"])
+def test_a_signal_before_the_first_step_is_told_as_such_and_ends_the_requeues_at_the_second_time(tmp_path, state):
+    for restarts, former, ended in ((0, "at work", (1, "")), (1, "at work", (0, "4711")), (2, "starting", (1, ""))):
+        folder = tmp_path / str(restarts)
+        folder.mkdir()
+        code, requeued, said = submit(folder, state, restarts, reason="starting", former=former, ends=138)
+        assert (code, requeued) == ended, said
+        assert ("USR1 ended the session before its first step" in said) == (code == 1) and "mend" not in said, said
+
+
+def test_two_sessions_in_a_row_without_a_step_are_the_last(tmp_path):
+    code, requeued, said = submit(tmp_path, "running", restarts=2, reason="starting", former="starting")
+    assert (code, requeued) == (1, "") and "before their first step" in said
 
 
 def test_requeues_come_to_an_end(tmp_path):
