@@ -15,7 +15,7 @@ from pathlib import Path
 
 from megatron_yuan.config.load import parse
 from megatron_yuan.errors import ConfigError, run_command_line
-from megatron_yuan.planning.cluster import WHOLE, plan_cluster, write_config
+from megatron_yuan.planning.cluster import WHOLE, counted, plan_cluster, write_config
 from megatron_yuan.planning.cluster_report import cluster_report
 from megatron_yuan.planning.machine import known_machines, read_machine
 
@@ -42,7 +42,8 @@ def main() -> None:
     if not plan.best:
         sys.exit(1)
     write_config(plan, Path(output))
-    print(f"\nwrote {output}: pretrain_yuan_moe.py --config {output}, with {plan.best[0].layout.gpus} processes")
+    processes = counted(plan.best[0].layout.gpus, "process", "processes")
+    print(f"\nwrote {output}: pretrain_yuan_moe.py --config {output}, with {processes}")
 
 
 def _number(text: str) -> float:
@@ -53,16 +54,18 @@ def _number(text: str) -> float:
 
 
 def _take(arguments: list[str], flag: str) -> str | None:
-    """The value of `flag`, taken out of `arguments`."""
-    for at, argument in enumerate(arguments):
-        if argument == flag:
-            if at + 1 == len(arguments):
-                raise ConfigError(f"{flag} needs a value.")
-            _, value = arguments.pop(at), arguments.pop(at)
-            return value
-        if argument.startswith(flag + "="):
-            return arguments.pop(at).partition("=")[2]
-    return None
+    """The value of `flag`, taken out of `arguments`: the last one, where it is given several times."""
+    value, at = None, 0
+    while at < len(arguments):
+        name, equals, text = arguments[at].partition("=")
+        if name != flag:
+            at += 1
+            continue
+        arguments.pop(at)
+        if not equals and at == len(arguments):
+            raise ConfigError(f"{flag} needs a value.")
+        value = text if equals else arguments.pop(at)
+    return value
 
 
 if __name__ == "__main__":

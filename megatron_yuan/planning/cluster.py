@@ -109,8 +109,10 @@ def write_config(plan: ClusterPlan, path: Path) -> None:
     """The best layout as a file for `pretrain_yuan_moe.py --config`. ConfigError where another's file is there."""
     layout = plan.best[0].layout
     head = (
-        f"{MARK} {layout.stages} stages x {layout.replicas} replicas on {layout.gpus} x {plan.machine.name}.\n"
-        f"# torchrun with {layout.gpus} processes in all, pretrain_yuan_moe.py --config {path.name} --data-path ...\n"
+        f"{MARK} {counted(layout.stages, 'stage')} x {counted(layout.replicas, 'replica')} on "
+        f"{layout.gpus} x {plan.machine.name}.\n"
+        f"# torchrun with {counted(layout.gpus, 'process', 'processes')} in all, "
+        f"pretrain_yuan_moe.py --config {path.name} --data-path ...\n"
     )
     try:
         if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(MARK):
@@ -118,3 +120,8 @@ def write_config(plan: ClusterPlan, path: Path) -> None:
         path.write_text(head + to_yaml(layout.config), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"output {path}: cannot be written ({error.strerror}); name another by --output.") from None
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """'1 stage', '1,024 stages'."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_yuan.planning.candidates import Layout, TimedLayout
-from megatron_yuan.planning.cluster import ClusterPlan, least_gpus
+from megatron_yuan.planning.cluster import ClusterPlan, counted, least_gpus
 from megatron_yuan.planning.costs import costs_on
 from megatron_yuan.planning.machine import FIGURES
 
@@ -72,7 +72,7 @@ def _winner(plan: ClusterPlan) -> Iterator[str]:
             if idle < layout.stages
             else "more replicas of these stages do not divide the batch"
         )
-        yield f"  {idle:,} of {plan.gpus:,} GPUs are not used: {why}"
+        yield f"  {idle:,} of {counted(plan.gpus, 'GPU')} are not used: {why}"
     yield (
         f"  slowest stage {step.slowest_share:.1%} of all stages' time (even: {1 / layout.stages:.1%}); a message "
         f"{step.message_bytes / 1e6:.1f} MB;"
@@ -100,8 +100,8 @@ def _described(layout: Layout) -> str:
         "selective": ", the experts' first product recomputed",
     }.get(layout.recomputed, f", {layout.recomputed} layers of each chunk recomputed")
     return (
-        f"{layout.stages} stages{virtual} x {layout.replicas} replicas, micro-batch {config.training.micro_batch_size}"
-        f"{split}{recompute}"
+        f"{counted(layout.stages, 'stage')}{virtual} x {counted(layout.replicas, 'replica')}, "
+        f"micro-batch {config.training.micro_batch_size}{split}{recompute}"
     )
 
 
@@ -117,7 +117,7 @@ def _not_fitting(plan: ClusterPlan) -> Iterator[str]:
             if stage.state > usable
             else f"{stage.state / GB:.1f} before a token has come, {(stage.total - stage.state) / GB:.1f} beyond that"
         )
-        count = f"{stages} stage{'s' if stages > 1 else ''}"
+        count = counted(stages, "stage")
         yield f"  {count}: {stage.total / GB:.1f} GB of {usable / GB:.4g} on stage {stage.stage}: {why}"
     if not plan.best:
         yield _least(plan)
@@ -126,7 +126,7 @@ def _not_fitting(plan: ClusterPlan) -> Iterator[str]:
 def _least(plan: ClusterPlan) -> str:
     needed = min(layout.fullest.total for layout in plan.tightest.values())
     reserve = plan.machine.reserve_gb.value
-    memory = f"or {plan.gpus} GPUs of {needed / GB + reserve:.0f} GB each ({reserve:g} kept free)"
+    memory = f"or {counted(plan.gpus, 'GPU')} of {needed / GB + reserve:.0f} GB each ({reserve:g} kept free)"
     fewest = least_gpus(plan.config, plan.machine, plan.gpus)
     if fewest is None:
         return f"Nothing fits on {plan.gpus} x {plan.machine.name}, nor would one layer a GPU. The least: {memory[3:]}."

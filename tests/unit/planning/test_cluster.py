@@ -154,3 +154,13 @@ def test_the_tool_writes_a_plan_and_needs_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", loaded + "assert not {'torch', 'megatron'} & set(sys.modules)"], check=False
     )
     assert check.returncode == 0
+
+
+def test_of_flags_given_twice_the_last_counts_and_one_of_a_thing_is_no_plural(tmp_path: Path) -> None:
+    output = tmp_path / "plan.yaml"
+    done = run(
+        "--preset=tiny", "--gpus=3", "--gpu=h100-80gb", "--gpus", "1", "--tokens", "1e9", "--output", str(output)
+    )
+    assert done.returncode == 0, done.stderr
+    assert "The fastest: 1 stage x 1 replica," in done.stdout and done.stdout.endswith("with 1 process\n")
+    assert "1 stage x 1 replica on 1 x h100-80gb" in output.read_text()
