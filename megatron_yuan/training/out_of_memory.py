@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
+from megatron_yuan.config.fields import with_values
 from megatron_yuan.config.schema import Config
 from megatron_yuan.errors import YuanError
 from megatron_yuan.parallel.topology import Topology
 from megatron_yuan.planning.memory import StageMemory, plan_memory
 from megatron_yuan.planning.remedies import remedies
+from megatron_yuan.training.memory import held_bytes
 from megatron_yuan.training.setup import TrainingModel
 
 GB = 1e9
 SHOWN = 2
+CPU_SPREAD = 2.5
+"""What a CPU's allocator takes over that of the tensors that live, at the worst seen: freed pieces fit badly."""
 CPU_WORDS = "DefaultCPUAllocator: can't allocate memory"
 
 
@@ -34,13 +36,14 @@ def explaining_memory(config: Config, topology: Topology, model: TrainingModel |
 
     On a CPU this needs a limit on the process or on overcommitment; otherwise Linux ends a process without a word.
     """
+    before = held_bytes(topology.device)[0] if model is None else model.held_before
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         asked = _asked_bytes(error)
         if asked is None:
             raise
-        raise OutOfMemory(_explained(config, topology, model, asked)) from None
+        raise OutOfMemory(_explained(config, topology, model, asked, before)) from None
 
 
 def _asked_bytes(error: Exception) -> float | None:
@@ -57,22 +60,25 @@ def _asked_bytes(error: Exception) -> float | None:
     return float(found[1]) if found else 0.0
 
 
-def _explained(config: Config, topology: Topology, model: TrainingModel | None, asked: float) -> str:
+def _explained(config: Config, topology: Topology, model: TrainingModel | None, asked: float, before: float) -> str:
+    """`before`: bytes that were held before the model was built."""
     replicas, device = topology.dp_size, topology.device
-    limit, held = _limit(device, asked)
+    config = with_values(config, {"device": device.type})  # "auto" would be planned for a GPU
+    held, limit = held_bytes(device)
     plan = plan_memory(config, replicas)[topology.pp_rank]
     more = f"{asked / GB:.3g} GB more were asked for, " if asked else ""
     where = f"rank {topology.rank} (stage {topology.pp_rank} of {topology.pp_size}, {device})"
     head = (
         f"{where} is out of memory at {topology.pulse.position}: {more}{held / GB:.2f} of {limit / GB:.2f} GB are held"
-        f"{_breakdown(model, held)}; the plan for this stage: {_planned(plan)}."
+        f"{_breakdown(model, held, before)}; the plan for this stage: {_planned(plan)}."
     )
-    # What the plan does not count (contexts, fragments) showed itself: it counts for every other layout too.
-    beyond = max(0.0, held + asked - plan.total)
-    found = remedies(config, replicas, limit - beyond)[:SHOWN]
+    # What the plan does not count (libraries, contexts, fragments) counts for every other layout too.
+    spread = CPU_SPREAD if device.type == "cpu" else 1.0
+    budget = min((limit - before) / spread, limit - (held + asked - plan.total))
+    found = remedies(config, replicas, budget)[:SHOWN]
     if found:
         return f"{head}\nWhat would fit on these processes, the cheapest first: {'; '.join(map(str, found))}."
-    wider = remedies(config, replicas, limit - beyond, more_gpus=True)[:1]
+    wider = remedies(config, replicas, budget, more_gpus=True)[:1]
     if wider:
         return f"{head}\nOn these processes nothing would fit; on {wider[0].gpus} it would: {wider[0]}."
     return (
@@ -81,24 +87,20 @@ def _explained(config: Config, topology: Topology, model: TrainingModel | None, 
     )
 
 
-def _limit(device: torch.device, asked: float) -> tuple[float, float]:
-    """Bytes that this process can have, and those that it holds."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        held = torch.cuda.memory_reserved(device)
-        return min(free + held, total), torch.cuda.memory_allocated(device)
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * float(resource.getpagesize())
-    return resident, resident
-
-
-def _breakdown(model: TrainingModel | None, held: float) -> str:
+def _breakdown(model: TrainingModel | None, held: float, before: float) -> str:
     if model is None:
-        return ", while the model was being built"
+        return f" ({before / GB:.2f} before the model), while the model was being built"
     weights = sum(p.nbytes for p in model.parameters.values())
     gradients = 4 * sum(p.numel() for p in model.optimizer.parameters.values())  # DDP's float32 sums
     optimizer = model.optimizer.held_bytes
-    rest = max(0.0, held - weights - gradients - optimizer)
-    parts = {"weights": weights, "gradients": gradients, "masters and moments": optimizer, "all else": rest}
+    rest = max(0.0, held - before - weights - gradients - optimizer)
+    parts = {
+        "before the model": before,  # the process itself and its libraries, on a CPU
+        "weights": weights,
+        "gradients": gradients,
+        "masters and moments": optimizer,
+        "all else": rest,
+    }
     return " (" + ", ".join(f"{name} {size / GB:.2f}" for name, size in parts.items()) + ")"
 
 

@@ -17,6 +17,7 @@ from megatron_yuan.parallel.chunk import PipelineChunk, schedule_config, wrap_ch
 from megatron_yuan.parallel.stages import layers_of_chunks
 from megatron_yuan.parallel.topology import Topology
 from megatron_yuan.planning.memory import recomputed_layers
+from megatron_yuan.training.memory import held_bytes
 from megatron_yuan.training.optimizer import MixedPrecisionAdamW
 
 TIED = "embedding.weight"
@@ -33,6 +34,8 @@ class TrainingModel:
     """Names among them whose original is on another stage: the last stage's tied embedding."""
     optimizer: MixedPrecisionAdamW
     bias_update_rate: float
+    held_before: float
+    """Bytes that this process held before the model was built: on a CPU itself and its libraries."""
 
     def move_expert_biases(self, load_LE: Tensor) -> None:
         """After a step in which the experts of all layers had these loads: balance without a loss, where asked for."""
@@ -43,6 +46,7 @@ class TrainingModel:
 
 def build_training_model(config: Config, topology: Topology) -> TrainingModel:
     """Make this process's part, initialised from the seed, in the run's dtype and on its device."""
+    before, _ = held_bytes(topology.device)
     parts = _build_parts(config, topology)
     transformer = schedule_config(config, topology)
     tied = not config.model.untie_embeddings_and_output_weights
@@ -55,7 +59,7 @@ def build_training_model(config: Config, topology: Topology) -> TrainingModel:
     copies = frozenset({TIED} if tied and not topology.is_first_stage and topology.is_last_stage else ())
     trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
     optimizer = MixedPrecisionAdamW(trained, copies, config.optimizer)
-    return TrainingModel(wrapped, parameters, copies, optimizer, config.model.moe_router_bias_update_rate)
+    return TrainingModel(wrapped, parameters, copies, optimizer, config.model.moe_router_bias_update_rate, before)
 
 
 def _build_parts(config: Config, topology: Topology) -> list[YuanModel]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,7 +35,7 @@ def test_who_runs_out_of_memory_is_told_what_is_held_and_which_changes_would_fit
     flags = f"""--preset tiny --num-layers 4 --seq-length 64 --data-path {prefix} --eod-id {EOD} --split 1,0,0
         --train-iters 2 --lr-warmup-iters 0 --micro-batch-size 256 --global-batch-size 256 --peak-tflops 1
         --liveness-timeout-in-secs 0 --save {tmp_path / "run"}"""
-    command = [sys.executable, "-c", LIMITED, str(600 * 2**20), str(ENTRY), *flags.split()]
+    command = [sys.executable, "-c", LIMITED, str(1000 * 2**20), str(ENTRY), *flags.split()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2, done.stdout + done.stderr
     error = done.stderr[done.stderr.index("error: ") :]
@@ -43,6 +45,22 @@ def test_who_runs_out_of_memory_is_told_what_is_held_and_which_changes_would_fit
     # Which changes come first hangs on what else the process holds, as its libraries.
     assert error.splitlines()[1].startswith("What would fit on these processes, the cheapest first: --"), error
     assert "OutOfMemory" in (tmp_path / "run" / "status.json").read_text()
+
+
+@pytest.mark.slow
+def test_both_changes_that_are_named_train_under_the_same_limit(tmp_path: Path) -> None:
+    prefix = write_indexed(tmp_path / "set", counting_documents(0))
+    flags = f"""--preset tiny --num-layers 4 --seq-length 64 --data-path {prefix} --eod-id {EOD} --split 1,0,0
+        --train-iters 2 --lr-warmup-iters 0 --micro-batch-size 128 --global-batch-size 128 --peak-tflops 1"""
+    command = [sys.executable, "-c", LIMITED, str(1000 * 2**20), str(ENTRY), *flags.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    error = done.stderr[done.stderr.index("error: ") :]
+    assert done.returncode == 2 and "before the model" in error, error
+    named = re.findall(r"(--[^(]+) \([\d.]+ GB, a step", error)
+    assert len(named) == 2, error
+    for changes in named:
+        changed = subprocess.run([*command, *changes.split()], capture_output=True, text=True, timeout=240)
+        assert changed.returncode == 0, (changes, changed.stderr)
 
 
 def test_what_is_named_fits_by_the_plan_and_costs_more_the_later_it_stands() -> None:
@@ -56,5 +74,6 @@ def test_what_is_named_fits_by_the_plan_and_costs_more_the_later_it_stands() -> 
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="mat1 and mat2"), explaining_memory(None, None):  # type: ignore[arg-type]
+    here = SimpleNamespace(device=torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), explaining_memory(None, here):  # type: ignore[arg-type]
         torch.ones(2, 3) @ torch.ones(2, 3)
