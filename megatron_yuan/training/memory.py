@@ -24,8 +24,10 @@ def held_bytes(device: torch.device) -> tuple[float, float]:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return torch.cuda.memory_allocated(device), min(free + torch.cuda.memory_reserved(device), total)
-    virtual, resident = (
-        int(n) * float(resource.getpagesize()) for n in Path("/proc/self/statm").read_text().split()[:2]
-    )
+    pages = Path("/proc/self/statm")
+    if not pages.exists():  # not Linux
+        peak = float(peak_memory_bytes(device))
+        return peak, peak
+    virtual, resident = (int(n) * float(resource.getpagesize()) for n in pages.read_text().split()[:2])
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return (resident, resident) if limit == resource.RLIM_INFINITY else (virtual, float(limit))
