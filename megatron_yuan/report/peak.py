@@ -47,6 +47,8 @@ class Peak:
     """FLOP/s."""
     source: str
     """Where the figure comes from, for people."""
+    slowdown: float = 1.0
+    """Times that float32 is as fast as the dtype of the run here; 1 where nothing was measured."""
 
 
 def device_peak(device: torch.device, dtype: torch.dtype, peak_tflops: float | None = None) -> Peak:
@@ -85,10 +87,10 @@ def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.5
     For a reduced `dtype` fp32 is tried as well: on a CPU without bfloat16 instructions it is the faster, and the honest
     peak.
     """
-    candidates = dict.fromkeys((dtype, torch.float32))
-    flops, best, size = max((_fastest_gemm(device, d, seconds) for d in candidates), key=lambda found: found[0])
+    candidates = [_fastest_gemm(device, d, seconds) for d in dict.fromkeys((dtype, torch.float32))]
+    flops, best, size = max(candidates, key=lambda found: found[0])
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    return Peak(flops, f"measured GEMM of {size} x {size}, {_name(best)}{threads}")
+    return Peak(flops, f"measured GEMM of {size} x {size}, {_name(best)}{threads}", flops / candidates[0][0])
 
 
 def _fastest_gemm(device: torch.device, dtype: torch.dtype, seconds: float) -> tuple[float, torch.dtype, int]:

@@ -41,6 +41,9 @@ from megatron_yuan.training.setup import build_training_model
 from megatron_yuan.training.start_up import StartUp
 from megatron_yuan.training.stopping import Stopping
 
+SLOW_BF16 = 2.0
+"""A run is warned where products in bfloat16 take so many times as long as in float32."""
+
 
 def start_run(
     config: Config,
@@ -131,9 +134,15 @@ def _open_telemetry(run: Run) -> Telemetry:
     if folder is not None and tokenizer is not None and Path(tokenizer).resolve() != folder.tokenizer.resolve():
         shutil.copyfile(tokenizer, folder.tokenizer)
     dtype = torch.bfloat16 if config.optimizer.bf16 else torch.float32
+    peak = device_peak(run.topology.device, dtype, config.logging.peak_tflops)
+    if peak.slowdown > SLOW_BF16:
+        log.logger.info(
+            f"warning: bf16 is on, but this processor has no arithmetic for it: products take {peak.slowdown:.0f} "
+            "times as long as in float32; give --no-bf16"
+        )
     arithmetic = Arithmetic(
         flops_per_token=TRAINING_PASSES * forward_flops(config.model, config.data.seq_length).causal,
-        peak=device_peak(run.topology.device, dtype, config.logging.peak_tflops),
+        peak=peak,
         devices=run.topology.world_size,
     )
     steps = config.training.train_iters

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from megatron_yuan.errors import ConfigError
+from megatron_yuan.report import peak as peak_module
 from megatron_yuan.report.peak import device_peak, known_tflops, measured_peak
 
 CPU = torch.device("cpu")
@@ -41,6 +42,13 @@ def test_the_users_figure_wins():
 def test_a_peak_that_is_not_above_zero_is_refused(figure):
     with pytest.raises(ConfigError, match="peak-tflops is"):
         device_peak(CPU, torch.bfloat16, figure)
+
+
+def test_a_processor_without_bfloat16_arithmetic_says_how_much_slower_it_is(monkeypatch: pytest.MonkeyPatch):
+    speeds = {torch.bfloat16: 1e9, torch.float32: 6e10}
+    monkeypatch.setattr(peak_module, "_fastest_gemm", lambda device, dtype, seconds: (speeds[dtype], dtype, 256))
+    assert measured_peak(CPU, torch.bfloat16).slowdown == 60.0
+    assert measured_peak(CPU, torch.float32).slowdown == 1.0
 
 
 def test_a_cpu_is_measured_and_says_how():
