@@ -1,6 +1,6 @@
 """Measure speed in one process, where the time goes, and the machine's own limit beside it.
 
-python tools/benchmark.py --preset bench-cpu [--peers] [--rounds N] [--json FILE] [any flag of pretrain_yuan_moe.py]
+python tools/benchmark.py [--preset bench-cpu] [--peers] [--rounds N] [--json FILE] [any flag of pretrain_yuan_moe.py]
     [--part step|moe|router|inference|checkpoint|data|blend|plan|pipeline|balance]
 
 step (default): a training step by part. moe: the mixture-of-experts layer alone, in float32 and bfloat16, with real and
@@ -46,7 +46,10 @@ def main() -> None:
         raise ConfigError(f"json is {output}, but there is no folder {Path(output).parent}; make it, or name another.")
     if not (rounds.isascii() and rounds.isdigit()) or int(rounds) < 1:
         raise ConfigError(f"rounds is {rounds!r}, but must be a whole number, at least 1.")
-    config = parse([argument for argument in arguments if argument != "--peers"]).config
+    flags = [argument for argument in arguments if argument != "--peers"]
+    if not {flag.partition("=")[0] for flag in flags} & {"--preset", "--config"}:
+        flags += ["--preset", "bench-cpu"]  # by default a run is of M32, which no machine holds by itself
+    config = parse(flags).config
 
     result: dict[str, Any]
     if part == "checkpoint":
