@@ -197,6 +197,8 @@ def _replay(
             if isinstance(action, Compute):
                 if last is not None:
                     steps.append(Work(last.after))
+                if action.needs is not None:
+                    steps.append(Await((action.needs,)))
                 steps.append(Work(taken[action.work].cpu))
                 last = taken[action.work]
             else:

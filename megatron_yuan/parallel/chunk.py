@@ -75,10 +75,12 @@ def schedule_config(config: Config, topology: Topology) -> TransformerConfig:
             bf16=config.optimizer.bf16,
             params_dtype=torch.bfloat16 if config.optimizer.bf16 else torch.float32,
             calculate_per_token_loss=True,  # losses and gradients are sums over tokens
-            overlap_p2p_comm=interleaved and on_gpu,
+            overlap_p2p_comm=interleaved,
+            overlap_p2p_comm_warmup_flush=interleaved,
             batch_p2p_comm=on_gpu and not interleaved,
             batch_p2p_sync=on_gpu and not interleaved,
-            deallocate_pipeline_outputs=True,
+            # What gloo is still sending while the next pass goes on must stay where it is.
+            deallocate_pipeline_outputs=on_gpu or not interleaved,
             use_cpu_initialization=not on_gpu,
             gradient_accumulation_fusion=False,
             masked_softmax_fusion=False,

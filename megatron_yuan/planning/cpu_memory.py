@@ -45,7 +45,8 @@ def fullest_moment(config: Config, stage: int, chunk_layers: list[int], stages: 
     for work in order.passes:
         is_first, is_last = stage == 0 and work.chunk == 0, stage == stages - 1 and work.chunk == virtual - 1
         layers = needs.kept_by_layers(chunk_layers[work.chunk], is_first)
-        of_pass = sum(layers) + needs.per_pass(is_first) + (needs.head_kept if is_last else 0)
+        made = needs.head_kept if is_last else needs.wide if virtual > 1 else 0  # what gloo sends must stay
+        of_pass = sum(layers) + needs.per_pass(is_first) + made
         if work.forward:
             kept += of_pass
             candidates = [Moment(kept, max(needs.forward, needs.loss if is_last else 0))]

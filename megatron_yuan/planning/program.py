@@ -1,8 +1,8 @@
 """What a pipeline stage does in a step: passes, and between them what it exchanges with its neighbours.
 
-The exchanges are grouped as megatron-core groups them. Where they are not overlapped, a stage waits until all it sends
-and receives at once is through, and a message moves only when both ends are there: that is how gloo sends and how
-NCCL's kernels meet. Overlapped (the interleaved schedule on GPUs), it waits before a pass for that pass's input alone.
+The exchanges are grouped as megatron-core groups them, and a message moves only when both ends are there: that is how
+gloo sends and how NCCL's kernels meet. In 1F1B a stage waits until all it sends and receives at once is through. In the
+interleaved schedule passes go on meanwhile: it waits before a pass for that pass's input alone.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Compute:
 Action = Compute | Exchange
 
 
-def program(stage: int, stages: int, virtual: int, microbatches: int, overlapped: bool = False) -> list[Action]:
+def program(stage: int, stages: int, virtual: int, microbatches: int) -> list[Action]:
     """The passes and exchanges of one stage in one step."""
     order = order_of(stage, stages, virtual, microbatches)
     place = _Place(stage, stages, virtual)
     if stages == 1:
         return [Compute(work, None) for work in order.passes]
-    made = _interleaved(order, place, overlapped) if virtual > 1 else _one_forward_one_backward(order, place)
+    made = _interleaved(order, place) if virtual > 1 else _one_forward_one_backward(order, place)
     return [action for action in made if not isinstance(action, Exchange) or action.messages]
 
 
@@ -101,41 +101,37 @@ def _one_forward_one_backward(order: Order, place: _Place) -> Iterator[Action]:
         yield _exchange(place.output_of(work))
 
 
-def _interleaved(order: Order, place: _Place, overlapped: bool) -> Iterator[Action]:
-    """Inputs are received one pass ahead; the stage where a chunk's runs begin gets them `stages - 1` passes late."""
+def _interleaved(order: Order, place: _Place) -> Iterator[Action]:
+    """Inputs are received one pass ahead; the stage where a chunk's runs begin gets them `stages - 1` passes late.
+
+    While a stage only goes forward or only back, it asks for the next input before the pass, unless it is that stage.
+    """
     forwards, backwards, warmup = order.forwards, order.backwards, order.warmup
     total = len(forwards)
     steady = total - warmup
     yield _exchange(place.input_of(forwards[0]))
     for k in range(warmup):
-        yield place.compute(forwards[k])
-        messages = [place.output_of(forwards[k])]
-        if k < total - 1:
-            messages.append(_arrival(forwards, k, place, place.stage == 0))
-        yield _exchange(*messages, _first_gradient(k, warmup, backwards, place, steady), waits=not overlapped)
-    if not steady:
-        yield _exchange(place.input_of(backwards[0]))
+        ahead = _arrival(forwards, k, place, place.stage == 0) if k < total - 1 else None
+        yield from _ahead(place.compute(forwards[k]), place.output_of(forwards[k]), ahead, early=place.stage > 0)
+    yield _exchange(place.input_of(backwards[0]), waits=not steady)
     for k in range(steady):
         forward, backward = forwards[warmup + k], backwards[k]
         ahead = _arrival(forwards, warmup + k, place, place.stage == 0) if k < steady - 1 else None
-        sent = place.output_of(forward)
-        yield place.compute(forward)
-        if overlapped:
-            yield _exchange(sent, ahead, waits=False)
-        yield place.compute(backward)
-        gradient = _arrival(backwards, k, place, place.stage == place.stages - 1)
-        if overlapped:
-            yield _exchange(place.output_of(backward), gradient, waits=False)
-        else:
-            yield _exchange(sent, place.output_of(backward), ahead, gradient)
+        yield from _ahead(place.compute(forward), place.output_of(forward), ahead)
+        ahead = _arrival(backwards, k, place, place.stage == place.stages - 1)
+        yield from _ahead(place.compute(backward), place.output_of(backward), ahead)
     for k in range(steady, total):
-        yield place.compute(backwards[k])
-        gradient = _arrival(backwards, k, place, place.stage == place.stages - 1) if k < total - 1 else None
-        yield _exchange(place.output_of(backwards[k]), gradient, waits=not overlapped)
+        ahead = _arrival(backwards, k, place, place.stage == place.stages - 1) if k < total - 1 else None
+        early = place.stage < place.stages - 1
+        yield from _ahead(place.compute(backwards[k]), place.output_of(backwards[k]), ahead, early)
 
 
-def _first_gradient(k: int, warmup: int, backwards: tuple[Pass, ...], place: _Place, steady: int) -> Message | None:
-    return place.input_of(backwards[0]) if k == warmup - 1 and steady else None
+def _ahead(work: Compute, sent: Message | None, ahead: Message | None, early: bool = False) -> Iterator[Action]:
+    """A pass, what it made, and the input of a later one, asked for before it or behind it."""
+    if early:
+        yield _exchange(ahead, waits=False)
+    yield work
+    yield _exchange(sent, None if early else ahead, waits=False)
 
 
 def _arrival(passes: tuple[Pass, ...], k: int, place: _Place, leading: bool) -> Message | None:

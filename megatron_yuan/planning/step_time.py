@@ -78,7 +78,6 @@ class _Plan:
             model.num_layers, self.stages, self.virtual, parallel.pipeline_model_parallel_layout
         )
         self.counts = count_parameters(model)
-        self.overlapped = self.virtual > 1 and costs.cores is None
         self.tied = self.stages > 1 and not model.untie_embeddings_and_output_weights
         tokens = config.training.micro_batch_size * config.data.seq_length
         self.message_bytes = tokens * model.hidden_size * element_bytes(config)
@@ -103,7 +102,7 @@ class _Plan:
         costs, parameters = self.costs, self.parameters(stage)
         yield Work(costs.optimizer * parameters, "optimizer")
         yield Work(costs.zero * parameters, "clear gradients")
-        for action in program(stage, self.stages, self.virtual, self.microbatches, self.overlapped):
+        for action in program(stage, self.stages, self.virtual, self.microbatches):
             if isinstance(action, Exchange):
                 yield Join(tuple((replica, message) for message in action.messages), action.waits)
                 continue

@@ -2,7 +2,8 @@
 
 Handed to megatron as the field `timers` of its config. Their timers are called forward-compute, backward-compute,
 forward-backward (a whole schedule), forward-recv and the like (exchange between stages), all-grads-sync and others
-(collectives at the end); only the first three are known by name here, all others are waits.
+(collectives at the end); only the first three are known by name here, all others are waits. So is what lies between
+passes: the interleaved schedule waits there for what it asked for before.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ class _Schedule:
 
     def start(self, barrier: bool = False) -> None:
         self.beats.counts = dict.fromkeys(_PASSES, 0)
-        self.beats.pulse.beat(f"{self.beats.pulse.during}schedule")
+        self.stop()
 
     def stop(self, barrier: bool = False) -> None:
-        pass
+        self.beats.pulse.beat(f"{self.beats.pulse.during}schedule")
 
 
 class _Pass:
@@ -63,7 +64,7 @@ class _Pass:
 
     def stop(self, barrier: bool = False) -> None:
         pulse = self.beats.pulse
-        pulse.beat(f"{pulse.during}schedule", pulse.position.microbatch)
+        pulse.beat(f"{pulse.during}exchange", pulse.position.microbatch, waits=True)
 
 
 class _Wait:
@@ -74,4 +75,4 @@ class _Wait:
         self.pulse.beat(self.pulse.during + self.phase, self.pulse.position.microbatch, waits=True)
 
     def stop(self, barrier: bool = False) -> None:
-        self.pulse.beat(f"{self.pulse.during}schedule", self.pulse.position.microbatch)
+        self.pulse.beat(f"{self.pulse.during}exchange", self.pulse.position.microbatch, waits=True)

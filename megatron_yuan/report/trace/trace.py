@@ -60,7 +60,7 @@ def kind_of(phase: str) -> Kind:
     """What a phase is, by the name that it has in the watch."""
     if phase in ("forward", "backward", "data", "optimizer"):
         return phase
-    if "recv" in phase or "send" in phase:
+    if "recv" in phase or "send" in phase or "exchange" in phase:
         return "send and receive"
     if "grads" in phase or "sum" in phase or "agreement" in phase or "all reduce" in phase:
         return "all-reduce"

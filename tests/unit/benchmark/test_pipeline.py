@@ -9,16 +9,21 @@ from megatron_yuan.benchmark.processes import run_processes
 from megatron_yuan.config.fields import with_values
 from megatron_yuan.config.presets import preset
 from megatron_yuan.planning.order import order_of
-from megatron_yuan.planning.program import program
-from megatron_yuan.planning.simulation import Join, Meeting, Work, simulate
+from megatron_yuan.planning.program import Exchange, program
+from megatron_yuan.planning.simulation import Await, Join, Meeting, Work, simulate
 
 
 def played(stages: int, virtual: int, microbatches: int, slack: float, replayed: bool = False) -> Efficiency:
     """Even stages whose passes take 1 second and `slack` besides, in the schedule's own order."""
     programs = [
         [
-            Join(a.messages, a.waits) if hasattr(a, "messages") else Work(1 + slack)
+            step
             for a in program(s, stages, virtual, microbatches)
+            for step in (
+                [Join(a.messages, a.waits)]
+                if isinstance(a, Exchange)
+                else [Await((a.needs,) if a.needs else ()), Work(1 + slack)]
+            )
         ]
         for s in range(stages)
     ]

@@ -87,6 +87,7 @@ def test_every_phase_of_the_schedules_has_its_kind() -> None:
         "forward": "forward",
         "backward": "backward",
         "forward send backward recv": "send and receive",
+        "exchange": "send and receive",
         "all grads sync": "all-reduce",
         "gradient norm (agreement)": "all-reduce",
         "schedule (sum over stages)": "all-reduce",

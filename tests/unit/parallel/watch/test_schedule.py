@@ -37,7 +37,16 @@ def test_an_exchange_waits_until_it_is_over_and_a_pass_does_not():
     beats("forward-send-backward-recv").start()
     assert pulse.position.waits
     beats("forward-send-backward-recv").stop()
+    beats("backward-compute").start()
     assert not pulse.position.waits
+
+
+def test_between_passes_a_stage_waits_for_what_it_asked_for_before():
+    pulse = Pulse()
+    beats = ScheduleBeats(pulse, stages=2, chunks=2)
+    beats("forward-compute").start()
+    beats("forward-compute").stop()
+    assert pulse.position.waits and pulse.position.phase == "exchange"
 
 
 def test_a_beat_at_the_same_place_is_another_beat():
