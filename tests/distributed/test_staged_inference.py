@@ -56,4 +56,7 @@ def test_stages_and_replicas_answer_as_one_process_does(
             assert mine.ids == alone.ids
             assert mine.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
         for mine, alone in zip(found[2], scores, strict=True):
-            assert [each.logprob for each in mine] == pytest.approx([each.logprob for each in alone], abs=1e-5)
+            # A sum over many tokens: 53 in float32 has steps of 4e-6, and how products round differs by processor.
+            assert [each.logprob for each in mine] == pytest.approx(
+                [each.logprob for each in alone], abs=1e-5, rel=5e-7
+            )
