@@ -2,6 +2,8 @@
 
 Each goes through the same ids: a prompt at once, then token after token, greedily, over its own cache. All in one
 process, in turn, so that a slow spell hits all alike.
+
+Shapes: B rows, P prompt, S tokens, V vocabulary, L layers, T tokens of all rows, E experts, K chosen.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from megatron_yuan.inference.decoding import Decoder
 from megatron_yuan.inference.model import LanguageModel
 from megatron_yuan.inference.sampling import greedy
 from megatron_yuan.model.initialize import initialize
+from megatron_yuan.model.moe.routers import Routing
 from megatron_yuan.parallel.host_memory import keep_freed_memory
 from megatron_yuan.parallel.topology import choose_device
 
@@ -37,6 +40,31 @@ class Speed(NamedTuple):
     decode: float
 
 
+class EvenChoice:
+    """Experts by an even draw, the same for each model, instead of what its router chose (which it does all the same).
+
+    Trained models are balanced. Random weights send nearly all tokens to a few experts, each model to another number of
+    them, and so one would read more weights than the other.
+    """
+
+    def __init__(self, config: Config, tokens: int, device: torch.device) -> None:
+        model = config.model
+        random = torch.Generator().manual_seed(config.training.seed)
+        draws_LTE = torch.rand(model.num_layers, tokens, model.num_experts, generator=random)
+        self.experts_LTK = draws_LTE.topk(model.moe_router_topk).indices.to(device)
+        self.begin()
+
+    def begin(self) -> None:
+        """From the first token again."""
+        self.seen_L = [0] * len(self.experts_LTK)
+
+    def next(self, layer: int, tokens: int) -> Tensor:
+        """Experts [T, K] of the next tokens that a layer sees."""
+        begin = self.seen_L[layer]
+        self.seen_L[layer] += tokens
+        return self.experts_LTK[layer, begin : begin + tokens]
+
+
 def measure(config: Config, batch: int, rounds: int, peers: bool) -> dict[str, Speed]:
     """Medians over `rounds`, after a first pass that is not counted. ConfigError without transformers for `peers`."""
     device = choose_device(config.training.device)
@@ -45,13 +73,16 @@ def measure(config: Config, batch: int, rounds: int, peers: bool) -> dict[str, S
     dtype = torch.bfloat16 if config.optimizer.bf16 else torch.float32
     random = torch.Generator().manual_seed(config.training.seed)
     ids_BP = torch.randint(config.model.vocab_size, (batch, config.data.seq_length), generator=random).to(device)
-    fresh = {OURS: _ours(config, device, dtype, ids_BP.shape[1] + NEW_TOKENS)}
+    length = ids_BP.shape[1] + NEW_TOKENS
+    choice = EvenChoice(config, batch * length, device)
+    fresh = {OURS: _ours(config, device, dtype, length, choice)}
     if peers:
-        fresh |= _peers(config, device, dtype)
+        fresh |= _peers(config, device, dtype, choice)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in fresh}
     with torch.inference_mode():
         for _ in range(rounds + 1):
             for name, start in fresh.items():
+                choice.begin()
                 seconds[name].append(_timed(start(ids_BP), ids_BP, device))
     found = {}
     for name, pairs in seconds.items():
@@ -69,9 +100,19 @@ def _timed(step: Step, ids_BP: Tensor, device: torch.device) -> tuple[float, flo
     return prefilled - started, _now(device) - prefilled
 
 
-def _ours(config: Config, device: torch.device, dtype: torch.dtype, capacity: int) -> Callable[[Tensor], Step]:
+def _ours(
+    config: Config, device: torch.device, dtype: torch.dtype, capacity: int, choice: EvenChoice
+) -> Callable[[Tensor], Step]:
     model = LanguageModel(config)
     initialize(model, config.model, config.training.seed)
+    for number, layer in enumerate(model.layers.values()):
+
+        def instead(_module: Any, _inputs: Any, out: Routing, number: int = number) -> Routing:
+            if out.rows is not None:  # experts that choose their tokens are even by themselves
+                return out
+            return out._replace(experts_TK=choice.next(number, len(out.experts_TK)))
+
+        layer.moe.router.register_forward_hook(instead)
     model.to(device, dtype).eval()
 
     def start(ids_BP: Tensor) -> Step:
@@ -89,7 +130,9 @@ def _ours(config: Config, device: torch.device, dtype: torch.dtype, capacity: in
     return start
 
 
-def _peers(config: Config, device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Tensor], Step]]:
+def _peers(
+    config: Config, device: torch.device, dtype: torch.dtype, choice: EvenChoice
+) -> dict[str, Callable[[Tensor], Step]]:
     transformers = transformers_or_refuse()
     from megatron_yuan.convert.hf_code.configuration_yuan import YuanConfig
     from megatron_yuan.convert.hf_code.modeling_yuan import YuanForCausalLM
@@ -98,6 +141,16 @@ def _peers(config: Config, device: torch.device, dtype: torch.dtype) -> dict[str
     with device:
         exported: Any = YuanForCausalLM(YuanConfig(**write_config(config, dtype, None)))
     mixtral = mixtral_model(config, device)
+    for number in range(config.model.num_layers):
+
+        def scored(_module: Any, _inputs: Any, logits_TE: Tensor, number: int = number) -> Tensor:
+            return torch.zeros_like(logits_TE).scatter_(1, choice.next(number, len(logits_TE)), 1.0)
+
+        def chosen(_module: Any, _inputs: Any, out: Any, number: int = number) -> Any:
+            return *out[:2], choice.next(number, len(out[2]))
+
+        exported.model.layers[number].mlp.gate.register_forward_hook(scored)
+        mixtral.model.layers[number].mlp.gate.register_forward_hook(chosen)
     version = transformers.__version__
     return {
         f"transformers {version}, exported": _of_transformers(exported.to(dtype).eval()),

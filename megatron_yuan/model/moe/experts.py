@@ -37,14 +37,13 @@ class Experts(nn.Module):
 
     def takes_one(self, x_1H: Tensor) -> bool:
         """Whether `of_one` is to be used: on a CPU, in generation, where many small steps would be most of the time."""
-        return not (self.looped or x_1H.is_cuda or torch.is_grad_enabled())
+        return torch.is_inference_mode_enabled() and not (self.looped or x_1H.is_cuda)
 
     def of_one(self, x_1H: Tensor, experts: list[int], weights_K: Tensor) -> Tensor:
         """The weighted sum [1, H] of these experts' outputs for one token."""
-        weights_K1 = weights_K.to(x_1H.dtype).unsqueeze(1)
         rows = [
             torch.mm(activation(torch.mm(x_1H, self.gate_up[e].t()), p_1), self.down[e].t())
-            for e, p_1 in zip(experts, weights_K1, strict=True)
+            for e, p_1 in zip(experts, weights_K.to(x_1H.dtype).unsqueeze(1), strict=True)
         ]
         return torch.cat(rows).sum(dim=0, keepdim=True)
 

@@ -209,7 +209,7 @@ def test_what_cannot_be_loaded_is_said(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("firsts", [None, [0, 5, 16]])
-def test_one_token_row_by_row_attends_as_the_whole_kernel_does(firsts: list[int] | None) -> None:
+def test_one_token_in_bfloat16_attends_to_its_past_as_in_float32(firsts: list[int] | None) -> None:
     q, k, v = (torch.randn(3, 2, n, 8).bfloat16() for n in (1, 17, 17))
     first_B = None if firsts is None else torch.tensor(firsts)
     found = attend_to_past(q, k, v, 16, first_B)

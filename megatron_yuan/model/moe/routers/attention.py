@@ -38,7 +38,7 @@ class AttentionRouter(Router):
 
 def expert_attention(q_TE: Tensor, k_TE: Tensor, v_TE: Tensor) -> Tensor:
     """P_i = sum_j softmax_j(q_i k_j) v_j for each token, [T, E] float32."""
-    if q_TE.shape[0] == 1 and not torch.is_grad_enabled():  # in generation, where each step around it counts
+    if q_TE.shape[0] == 1 and torch.is_inference_mode_enabled():  # in generation, where each step around it counts
         return torch.bmm(_attention_matrix(q_TE, k_TE), v_TE.unsqueeze(2)).squeeze(2)
     return _ExpertAttention.apply(q_TE, k_TE, v_TE)
 

@@ -71,6 +71,21 @@ def test_grouped_experts_are_the_looped_ones_forward_and_backward(choice: list[l
     assert not results[0][3][idle].any() and not results[0][4][idle].any()
 
 
+@pytest.mark.parametrize("dtype, step", [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES.keys())
+def test_in_inference_experts_give_what_they_give_in_training(
+    choice: list[list[int]], dtype: torch.dtype, step: float
+) -> None:
+    experts, experts_TK = experts_of("grouped").to(dtype), torch.tensor(choice)
+    random = torch.Generator().manual_seed(1)
+    x_TH = torch.randn(len(choice), H, generator=random).to(dtype)
+    weights_TK = torch.rand(experts_TK.shape, generator=random).to(dtype)
+    expected = mixed(experts, x_TH, weights_TK, experts_TK).detach()
+    with torch.inference_mode():
+        found = mixed(experts, x_TH, weights_TK, experts_TK)
+    torch.testing.assert_close(found, expected, atol=step, rtol=step)
+
+
 def test_each_token_gets_the_weighted_sum_of_its_own_experts() -> None:
     experts, experts_TK = experts_of("looped"), torch.tensor(CHOICES["tokens without experts"])
     random = torch.Generator().manual_seed(1)
