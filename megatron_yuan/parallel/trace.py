@@ -32,6 +32,8 @@ class Span(NamedTuple):
     """Counted from 1."""
     waits: bool
     """For other ranks."""
+    chunk: int | None = None
+    """Of the stage's part of the model, counted from 1; None where it has one."""
 
 
 class Recorder:
@@ -62,8 +64,7 @@ class Recorder:
         found = []
         for (position, *_), begin, end in zip(self._beats, times, times[1:], strict=False):
             if position.step is not None and end > begin:
-                phase, microbatch = position.phase, position.microbatch
-                found.append(Span(begin - self._ahead, end - begin, position.step, phase, microbatch, position.waits))
+                found.append(Span(begin - self._ahead, end - begin, *position))
         return found
 
     def _times(self) -> list[float]:

@@ -94,10 +94,10 @@ def forward_step_of(
 
     def forward_step(batches: Iterator[Batch], chunk: DistributedDataParallel) -> tuple[Tensor, Callable]:
         pulse = topology.pulse
-        microbatch = pulse.position.microbatch
-        pulse.beat(f"{pulse.during}data", microbatch)
+        at = pulse.position
+        pulse.beat(f"{pulse.during}data", at.microbatch, chunk=at.chunk)
         batch = next(batches).to(topology.device)
-        pulse.beat(f"{pulse.during}forward", microbatch)
+        pulse.beat(f"{pulse.during}forward", at.microbatch, chunk=at.chunk)
         part = cast(YuanModel, chunk.module.part)
         keys, balance = None, None
         if step is not None:

@@ -81,5 +81,5 @@ class Book:
 
 def position_of(message: Any) -> Position:
     """From what came over the wire."""
-    step, phase, microbatch, waits = message
-    return Position(step, str(phase), microbatch, bool(waits))
+    step, phase, microbatch, waits, chunk = message
+    return Position(step, str(phase), microbatch, bool(waits), chunk)

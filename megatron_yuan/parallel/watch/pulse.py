@@ -17,6 +17,8 @@ class Position(NamedTuple):
     """Counted from 1."""
     waits: bool
     """For other ranks: inside a collective or an exchange between stages."""
+    chunk: int | None = None
+    """Which of a stage's parts of the model a pass goes through, counted from 1; None where it has one."""
 
     def __str__(self) -> str:
         """In words, as in 'step 12, forward of microbatch 2'."""
@@ -35,9 +37,9 @@ class Pulse:
         self.listeners: list[Callable[[Position], None]] = []
         """Told of every beat, in the training thread: what records a trace, and what times the start."""
 
-    def beat(self, phase: str, microbatch: int | None = None, waits: bool = False) -> None:
+    def beat(self, phase: str, microbatch: int | None = None, waits: bool = False, chunk: int | None = None) -> None:
         """Say that `phase` begins, or that it goes on; less than a microsecond."""
-        self._tell(Position(self.step, phase, microbatch, waits))
+        self._tell(Position(self.step, phase, microbatch, waits, chunk))
 
     def enter_step(self, step: int, during: str = "") -> None:
         """Say that the step `step` begins, or something `during` it."""

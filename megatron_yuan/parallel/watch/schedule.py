@@ -14,7 +14,7 @@ _PASSES = {"forward-compute": "forward", "backward-compute": "backward"}
 
 
 class ScheduleBeats:
-    """What megatron takes for its timers. Passes are counted to tell the microbatch."""
+    """What megatron takes for its timers. Passes are counted to tell the microbatch and the chunk."""
 
     def __init__(self, pulse: Pulse, stages: int, chunks: int) -> None:
         """`chunks`: of the model on each stage; above 1 the schedule is interleaved."""
@@ -30,16 +30,19 @@ class ScheduleBeats:
             timer = self._timers[name] = kind(self, name)
         return timer
 
-    def next_microbatch(self, name: str) -> int:
-        """Of the next pass `name`, from 1.
+    def next_pass(self, name: str) -> tuple[int, int | None]:
+        """Microbatch and chunk of the next pass `name`, from 1; no chunk where a stage has one.
 
         An interleaved schedule sends a group of as many microbatches as stages through one chunk, then the same
-        through the next chunk; then comes the next group.
+        through the next chunk (backward through the one before); then comes the next group.
         """
         count = self.counts[name]
         self.counts[name] = count + 1
+        if self.chunks == 1:
+            return 1 + count, None
         group, within = divmod(count, self.stages * self.chunks)
-        return 1 + (count if self.chunks == 1 else group * self.stages + within % self.stages)
+        chunk, within = divmod(within, self.stages)
+        return 1 + group * self.stages + within, self.chunks - chunk if name == "backward-compute" else 1 + chunk
 
 
 class _Schedule:
@@ -60,7 +63,8 @@ class _Pass:
 
     def start(self, barrier: bool = False) -> None:
         pulse = self.beats.pulse
-        pulse.beat(pulse.during + _PASSES[self.name], self.beats.next_microbatch(self.name))
+        microbatch, chunk = self.beats.next_pass(self.name)
+        pulse.beat(pulse.during + _PASSES[self.name], microbatch, chunk=chunk)
 
     def stop(self, barrier: bool = False) -> None:
         pulse = self.beats.pulse

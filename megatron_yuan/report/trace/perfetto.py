@@ -20,16 +20,22 @@ def to_perfetto(trace: Trace) -> str:
         )
         for span in rank.spans:
             microbatch = "" if span.microbatch is None else f" {span.microbatch}"
+            chunk = "" if span.chunk is None else f", chunk {span.chunk}"
             events.append(
                 {
                     "ph": "X",
                     "pid": rank.rank,
                     "tid": 0,
-                    "name": f"{span.phase}{microbatch}",
+                    "name": f"{span.phase}{microbatch}{chunk}",
                     "cat": kind_of(span.phase),
                     "ts": round(1e6 * (span.begin - begin), 3),
                     "dur": round(1e6 * span.seconds, 3),
-                    "args": {"step": span.step, "microbatch": span.microbatch, "waits": span.waits},
+                    "args": {
+                        "step": span.step,
+                        "microbatch": span.microbatch,
+                        "chunk": span.chunk,
+                        "waits": span.waits,
+                    },
                 }
             )
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}) + "\n"

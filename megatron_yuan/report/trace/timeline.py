@@ -9,8 +9,9 @@ from megatron_yuan.parallel.trace import Span
 from megatron_yuan.report.trace.findings import Findings
 from megatron_yuan.report.trace.trace import KINDS, Trace, kind_of
 
-# Okabe and Ito's colours, which the colour-blind tell apart; what waits is drawn pale.
-COLOURS = dict(zip(KINDS, ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00", "#56B4E9", "#999999"), strict=True))
+# Okabe and Ito's colours, which the colour-blind tell apart; exchanges are shades of one, and what waits is drawn pale.
+EXCHANGES = ("#F0B8D6", "#882255", "#CC79A7")
+COLOURS = dict(zip(KINDS, ("#0072B2", "#E69F00", *EXCHANGES, "#009E73", "#D55E00", "#56B4E9", "#999999"), strict=True))
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 1.5rem; }
@@ -74,7 +75,8 @@ SCRIPT = """
     if (!span) { told.textContent = ""; return; }
     const [scale, name] = unit(span[1]);
     told.textContent = rank.name + ": step " + span[6] + ", " + span[3] +
-      (span[4] ? " of microbatch " + span[4] : "") + ", " + (span[1] * scale).toPrecision(4) + " " + name +
+      (span[4] ? " of microbatch " + span[4] : "") +
+      (span[7] ? ", chunk " + span[7] : "") + ", " + (span[1] * scale).toPrecision(4) + " " + name +
       (span[5] ? " (waits)" : "");
   }
   let held = null;
@@ -107,7 +109,7 @@ def _numbers(span: Span, begin: float) -> list[float | str]:
     """As the script reads them."""
     kind, waits = KINDS.index(kind_of(span.phase)), int(span.waits)
     times = round(span.begin - begin, 7), round(span.seconds, 7)
-    return [*times, kind, span.phase, span.microbatch or 0, waits, span.step]
+    return [*times, kind, span.phase, span.microbatch or 0, waits, span.step, span.chunk or 0]
 
 
 def to_page(trace: Trace, found: Findings) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from megatron_yuan.parallel.trace import Span
 
-Kind = Literal["forward", "backward", "send and receive", "all-reduce", "optimizer", "data", "other"]
-KINDS: tuple[Kind, ...] = ("forward", "backward", "send and receive", "all-reduce", "optimizer", "data", "other")
+Kind = Literal["forward", "backward", "send", "receive", "send and receive", "all-reduce", "optimizer", "data", "other"]
+"""A pipeline that runs full sends one way and receives the other at once: that is one exchange."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ def kind_of(phase: str) -> Kind:
     """What a phase is, by the name that it has in the watch."""
     if phase in ("forward", "backward", "data", "optimizer"):
         return phase
-    if "recv" in phase or "send" in phase or "exchange" in phase:
-        return "send and receive"
+    sends, receives = "send" in phase, "recv" in phase
+    if sends or receives or "exchange" in phase:
+        return "send and receive" if sends == receives else "send" if sends else "receive"
     if "grads" in phase or "sum" in phase or "agreement" in phase or "all reduce" in phase:
         return "all-reduce"
     return "other"

@@ -86,6 +86,8 @@ def test_every_phase_of_the_schedules_has_its_kind() -> None:
     phases = {
         "forward": "forward",
         "backward": "backward",
+        "forward send": "send",
+        "backward recv": "receive",
         "forward send backward recv": "send and receive",
         "exchange": "send and receive",
         "all grads sync": "all-reduce",
