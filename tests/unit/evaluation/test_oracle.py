@@ -11,6 +11,7 @@ import pytest
 
 from megatron_yuan.evaluation.catalogue import TASKS
 from megatron_yuan.evaluation.run import Settings, ask
+from megatron_yuan.inference.stopping import cut_text
 from tests.shared import SHARED
 
 pytest.importorskip("lm_eval")
@@ -47,14 +48,14 @@ def wrong_letter(doc: dict[str, Any]) -> str:
 
 
 class Planted(LM):
-    """Answers as it is told; of choices, prefers the right one or dreads it."""
+    """Answers as it is told, up to where the task stops it; of choices, prefers the right one or dreads it."""
 
     def __init__(self, answer: Callable[[dict[str, Any]], str], right: bool) -> None:
         super().__init__()
         self.answer, self.right = answer, right
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        return [self.answer(each.doc) for each in requests]
+        return [cut_text(self.answer(each.doc), each.args[1]["until"]) for each in requests]
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         return [(-1.0 if (each.args[1] == each.doc["answer"]) == self.right else -2.0, False) for each in requests]
@@ -67,11 +68,16 @@ class Planted(LM):
 def test_the_oracle_has_all_points_and_its_opposite_and_silence_none(task: str) -> None:
     info = TASKS[task]
     settings = Settings(DATA, limit=LIMIT if not info.runs_code else PROGRAMS)
-    answers = {"right": RIGHT[info.benchmark], "wrong": WRONG[info.benchmark], "silent": lambda doc: ""}
-    if not info.generates:
-        del answers["silent"]
+    right, wrong = RIGHT[info.benchmark], WRONG[info.benchmark]
+    answers = {"right": right, "wrong": wrong}
+    if info.generates:
+        # A model of dialogues asks itself the next question behind <sep>, and answers that too.
+        answers |= {
+            "right, and goes on": lambda doc: f"{right(doc)}<sep>And now?<sep>{wrong(doc)}",
+            "silent": lambda doc: "",
+        }
     found = {name: ask(Planted(answer, name == "right"), [task], settings).tasks[0] for name, answer in answers.items()}
-    assert {name: each.accuracy for name, each in found.items()} == {name: float(name == "right") for name in answers}
+    assert {name: each.accuracy for name, each in found.items()} == {name: float("right" in name) for name in answers}
     assert found["right"].answered == found["wrong"].answered == found["right"].questions
     if info.generates:
         assert found["silent"].answered == 0
