@@ -72,9 +72,17 @@ def check_same_sets(saved: Sequence[Mapping[str, Any]], now: Sequence[Identity],
         raise DataError(f"the blend has {len(now)} sets, but the run in {where} was trained on {len(saved)}.\n{FIX}")
     wholes = sum(float(old.get("weight", 0)) for old in saved), sum(new.weight for new in now)
     for old, new in zip(saved, now, strict=True):
-        theirs, ours = float(old.get("weight", 0)) / wholes[0], new.weight / wholes[1]
-        if abs(theirs - ours) > 1e-9:
+        weight = float(old.get("weight", 0))
+        theirs, ours = weight / wholes[0], new.weight / wholes[1]
+        if theirs == ours:
+            continue
+        if abs(theirs - ours) < 1e-9:  # where two sets are equally far behind, the last bit says whose turn it is
             raise DataError(
-                f"{new.name} has a share of {ours:.6g}, but of {theirs:.6g} in the run in {where}, so the order of "
-                f"samples is another.\n{FIX}"
+                f"{new.name} has weight {new.weight:.6g} of {wholes[1]:.6g}, but {weight:.6g} of {wholes[0]:.6g} in "
+                f"the run in {where}: the same share but for rounding, which makes the order of samples another.\n"
+                "Fix: weights as they were written; another --save for a new run; or --other-data to go on with others."
             )
+        raise DataError(
+            f"{new.name} has a share of {ours:.6g}, but of {theirs:.6g} in the run in {where}, so the order of "
+            f"samples is another.\n{FIX}"
+        )

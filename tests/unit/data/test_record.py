@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from megatron_yuan.data.packing import take_turns
 from megatron_yuan.data.record import Identity, check_same_data, data_record
 from megatron_yuan.errors import DataError
 
@@ -36,3 +38,18 @@ def test_what_differs_is_named(now: dict[str, Any], says: str) -> None:
 
 def test_records_of_earlier_versions_tell_less_and_are_taken_at_that() -> None:
     check_same_data({"order": 1, "sets": SAVED["sets"]}, SAVED, "runs/a")
+
+
+def test_weights_that_mean_another_order_by_rounding_alone_are_other_data(tmp_path: Path) -> None:
+    def record(weights: tuple[float, ...]) -> dict[str, Any]:
+        sets = [Identity(name, weight, name * 64, name * 64) for name, weight in zip("abc", weights, strict=True)]
+        return data_record(sets, 7, [], SPLIT)
+
+    tens, tenths, doubled = (2.0, 5.0, 2.0), (0.2, 0.5, 0.2), (4.0, 10.0, 4.0)
+    orders = [take_turns(weights, 2000, tmp_path)["sets"].tolist() for weights in (tens, tenths, doubled)]
+    assert orders[0] == orders[2] != orders[1]
+    check_same_data(record(tens), record(doubled), "runs/a")
+    with pytest.raises(
+        DataError, match=r"a has weight 0\.2 of 0\.9, but 2 of 9 in the run in runs/a: the same share but"
+    ):
+        check_same_data(record(tens), record(tenths), "runs/a")
