@@ -25,7 +25,7 @@ class DialogueCount:
     without_answer: int = 0
     """Have no <sep>: nothing is learned of them."""
     unanswered: int = 0
-    """Have one, but end in a question."""
+    """Have one, but end in a question, or have a dialogue that does."""
     without_eod: int = 0
     """Do not end in <eod>: nothing tells the model to stop."""
     answer_tokens: int = 0
@@ -39,7 +39,7 @@ class DialogueCount:
 def count_dialogues(part: Part, plan: Plan, sep_id: int) -> DialogueCount:
     """Count the documents of `part`; reads them all unless a stamp knows."""
     stamps, data = Stamps(plan.cache), Path(part.prefix + ".bin")
-    name = f"dialogues {part.first} {part.end} {sep_id} {plan.eod_id}"
+    name = f"dialogues by eod {part.first} {part.end} {sep_id} {plan.eod_id}"
     try:
         return DialogueCount(**stamps.recall(data)[name])
     except (KeyError, TypeError):
@@ -57,13 +57,18 @@ def count_block(ids: np.ndarray, lengths: np.ndarray, sep_id: int, eod_id: int) 
         return DialogueCount()
     ends = np.cumsum(lengths)
     is_sep = ids == sep_id
-    seps = np.add.reduceat(is_sep, ends - lengths, dtype=np.int64)
-    before = np.cumsum(is_sep) - is_sep - np.repeat(np.cumsum(seps) - seps, lengths)
+    begins = np.zeros(len(ids), bool)
+    begins[ends - lengths] = True
+    begins[1:] |= ids[:-1] == eod_id  # as the loss has it: an <eod> within a document ends a dialogue too
+    first = np.flatnonzero(begins)
+    seps = np.add.reduceat(is_sep, first, dtype=np.int64)
+    before = np.cumsum(is_sep) - is_sep - np.repeat(np.cumsum(seps) - seps, np.diff(first, append=len(ids)))
+    first_of_document = np.searchsorted(first, ends - lengths)
     return DialogueCount(
         documents=len(lengths),
         tokens=len(ids),
-        without_answer=int(np.count_nonzero(seps == 0)),
-        unanswered=int(np.count_nonzero((seps > 0) & (seps % 2 == 0))),
+        without_answer=int(np.count_nonzero(np.add.reduceat(seps, first_of_document) == 0)),
+        unanswered=int(np.count_nonzero(np.logical_or.reduceat((seps > 0) & (seps % 2 == 0), first_of_document))),
         without_eod=int(np.count_nonzero(ids[ends - 1] != eod_id)),
         answer_tokens=int(np.count_nonzero(before % 2)),
     )

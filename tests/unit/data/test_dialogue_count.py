@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_yuan.data import dialogue_count
+from megatron_yuan.data.answers import answer_mask
 from megatron_yuan.data.dialogue_count import DialogueCount, count_dialogues
 from megatron_yuan.data.packing import Part, Plan
 from tests.indexed_data import write_indexed
@@ -37,6 +38,19 @@ def test_what_is_counted_is_what_is_there(tmp_path: Path, monkeypatch: pytest.Mo
     assert count_dialogues(part, plan, SEP) == slow_count(documents)
     part, plan = part_of(tmp_path, documents, 7, 60)
     assert count_dialogues(part, plan, SEP) == slow_count(documents[7:60])
+
+
+def test_dialogues_within_a_document_are_counted_as_the_loss_has_them(tmp_path: Path) -> None:
+    documents = [
+        [5, SEP, 6, EOD, EOD],  # its text ended in <eod> already
+        [5, SEP, 6, EOD, 7, 8, 9, SEP, 4, EOD],  # two dialogues, both answered
+        [5, SEP, 6, SEP, 7, EOD, 8, SEP, 9, EOD],  # the first ends in a question
+        [4, EOD, 5, EOD],
+    ]
+    found = count_dialogues(*part_of(tmp_path, documents), SEP)
+    masks = [answer_mask(np.array(each), SEP, EOD) for each in documents]
+    assert found.answer_tokens == sum(int(mask.sum()) for mask in masks) == 10
+    assert (found.unanswered, found.without_answer, found.without_eod) == (1, 1, 0)
 
 
 def test_it_is_read_once_and_again_only_where_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
