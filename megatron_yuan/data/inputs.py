@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from megatron_yuan.data.journal import hidden
 from megatron_yuan.errors import DataError
 from megatron_yuan.log import logger
 
@@ -138,4 +139,5 @@ def _is_ours(path: Path) -> bool:
 
 
 def _is_passport(path: Path) -> bool:
-    return path.suffix == ".json" and path.with_suffix(".idx").exists()
+    index = path.with_suffix(".idx")  # which gets its name after the passport, and loses it before
+    return path.suffix == ".json" and (index.exists() or hidden(index).exists())

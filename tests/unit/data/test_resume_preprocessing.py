@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -289,3 +291,29 @@ def test_a_finished_file_that_is_gone_before_it_has_its_name_is_missed(
     with pytest.raises(DataError, match=r"\.idx\.part is gone.*--overwrite"):
         preprocess(mixed, tmp_path / "out", tokenizer, True, on_error="skip", resume=True)
     assert not list(tmp_path.glob("out_*"))
+
+
+@pytest.mark.parametrize("call", ["replace", "unlink"])
+def test_broken_off_while_files_get_their_names_the_folder_of_input_and_output_can_be_resumed(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    write_jsonl(tmp_path / "a.jsonl", make_texts(1, 3))
+    preprocess([tmp_path], tmp_path / "out", tokenizer, True)
+    unbroken = outputs(tmp_path, "out")
+    make = partial(preprocess, [tmp_path], tmp_path / "out", tokenizer, True, overwrite=True)
+    real = getattr(os, call)
+    for allowed in range(8):
+        with monkeypatch.context() as patch:
+            left = [allowed]
+
+            def broken(*names: object, left: list[int] = left, **options: object) -> None:
+                if not left[0]:
+                    raise KeyboardInterrupt
+                left[0] -= "journal" not in str(names[0])  # these come first
+                real(*names, **options)
+
+            patch.setattr(os, call, broken)
+            with suppress(KeyboardInterrupt):
+                make()
+        make(resume=True)
+        assert outputs(tmp_path, "out") == unbroken
