@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_yuan.data.index_file import IndexFile, check_bounds, read_index
-from megatron_yuan.data.stamp import Stamps
+from megatron_yuan.data.stamp import CACHE, Stamps
 from megatron_yuan.errors import DataError
 
 SMALLEST_SHARE = 1e-12  # of a blend
@@ -61,7 +61,7 @@ class Source:
 
 def cache_folder(prefix: str, data_cache_path: str | None) -> Path:
     """Where index files of a set, or of a blend that begins with it, and stamps are kept."""
-    return Path(data_cache_path) if data_cache_path else Path(prefix).parent / "index-cache"
+    return Path(data_cache_path) if data_cache_path else Path(prefix).parent / CACHE
 
 
 def parse_blend(setting: str, entries: Sequence[str], data_cache_path: str | None = None) -> list[Source]:

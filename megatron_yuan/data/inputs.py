@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_yuan.data.journal import hidden
+from megatron_yuan.data.stamp import CACHE
 from megatron_yuan.errors import DataError
 from megatron_yuan.log import logger
 
@@ -48,8 +49,8 @@ class Input:
 def find_inputs(inputs: Sequence[str | Path], keys: Sequence[str]) -> list[Input]:
     """The files that `inputs` name, each of a known kind; those of one folder or glob sorted by path.
 
-    In a folder, hidden files, files of other kinds, passports and lists of rejects are passed over; a line tells how
-    many, but for hidden ones and datasets. Raises DataError.
+    In a folder, hidden files, files of other kinds, passports, lists of rejects and runs' index files are passed over;
+    a line tells how many, but for hidden ones, datasets and their index files. Raises DataError.
     """
     if not inputs:
         raise DataError("input names no file. Fix: --input FILE ...")
@@ -96,6 +97,8 @@ def _expand(name: str, passed: list[Path]) -> list[Input]:
     found = []
     for match in sorted(map(Path, glob.glob(name, recursive=True))):
         inside = match.relative_to(fixed)
+        if CACHE in inside.parts:
+            continue
         if match.is_file():
             found.append(Input(match, inside.as_posix()))
         elif "**" not in name:  # which names what is in folders as well
@@ -123,7 +126,7 @@ def _in_folder(folder: Path, passed: list[Path]) -> Iterator[Input]:
             folders.clear()
             continue
         walked.add(real)
-        folders[:] = [each for each in folders if not each.startswith(".")]
+        folders[:] = [each for each in folders if not each.startswith(".") and each != CACHE]
         paths += [Path(place, each) for each in files if not each.startswith(".")]
     for path in sorted(paths):
         each = Input(path, path.relative_to(folder).as_posix())

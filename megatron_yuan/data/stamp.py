@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+CACHE = "index-cache"  # the folder beside data in which a run keeps what it made of them
 COARSE_NS = 2_000_000_000  # of file systems that count whole seconds
 FINE_NS = 100_000_000  # ten times the kernel's tick, by which the others count
 

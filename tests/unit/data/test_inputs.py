@@ -47,6 +47,21 @@ def test_output_of_this_tool_in_the_folder_is_not_read_again(tree: Path) -> None
     assert names(tree / "*.json*") == ["b.jsonl"]
 
 
+def test_index_files_that_a_run_made_beside_its_data_are_no_text(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "index-cache/key.json",
+        "index-cache/stamps/key.json",
+        "index-cache/key-samples.npy",
+        "deep/index-cache/key-samples.npy",
+    ):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text("x")
+    monkeypatch.setattr(logger, "warning", lambda text, *values: pytest.fail(text % values))
+    assert names(tree / "deep") == ["d.json.zst", "er/c.parquet"]
+    assert names(tree / "**/*.json*") == ["b.jsonl", "deep/d.json.zst"]
+    assert names(tree / "[di]*") == ["deep/d.json.zst", "deep/er/c.parquet"]
+
+
 def test_endings_are_known_whatever_their_case(tree: Path) -> None:
     for name in ("D.JSONL", "e.Txt.GZ"):
         (tree / "deep" / name).write_text("x")
