@@ -212,10 +212,10 @@ def _values(column: Any, arrow: Any) -> list[bytes | None]:
 def _check_columns(schema: Any, path: Path, keys: Sequence[str], arrow: Any) -> None:
     kinds = arrow.types
     for key in keys:
-        if schema.names.count(key) != 1:
+        if (count := schema.names.count(key)) != 1:
             raise DataError(
-                f"input {path} has no column {key!r}; its columns are {', '.join(schema.names) or 'none'}. "
-                "Fix: --json-keys KEY."
+                f"input {path} has {f'{count} columns' if count else 'no column'} {key!r}; its columns are "
+                f"{', '.join(schema.names) or 'none'}. Fix: --json-keys KEY."
             )
         kind = schema.field(key).type
         if kinds.is_dictionary(kind):

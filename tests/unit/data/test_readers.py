@@ -94,6 +94,16 @@ def test_a_column_that_is_not_there_or_holds_no_text_is_named(tmp_path: Path) ->
         list(read_batches(find_inputs([path], ["number"]), ["number"]))
 
 
+def test_two_columns_of_the_keys_name_are_refused_as_such(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, ["text", "text"]), path)
+    with pytest.raises(DataError, match="has 2 columns 'text'; its columns are text, text"):
+        batches(path)
+
+
 def test_a_row_without_text_is_named_by_its_number(tmp_path: Path) -> None:
     path = table(tmp_path / "a.parquet", text=["x", None])
     with pytest.raises(DataError, match=r"a\.parquet, row 2: column 'text' holds NoneType"):
