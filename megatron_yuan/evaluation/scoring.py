@@ -16,19 +16,26 @@ LETTER = re.compile(r"(?<![A-Za-z])([A-K])(?![A-Za-z'’])")
 WORD = re.compile(r"(?:(?<!\w )A|I)\s+(?!(?:because|since|as|is|was|has|would|due|and|or|but)\b)[a-z]")
 """An "A" or "I" that is a word itself, before one in small letters, other than those that no article has behind it.
 Within a sentence an article is written small."""
-NAMED = re.compile(r"answer\s*(?:is|:)\s*\W{0,4}$", re.IGNORECASE)
+NAMED = re.compile(
+    r"(?:answer|(?:correct|right|best) (?:option|choice))\s*(?:is|:)\s*\W{0,4}(?:(?:option|choice)\s*\W{0,4})?$",
+    re.IGNORECASE,
+)
 """What stands before a letter that is named as the answer."""
-SAID = re.compile(r"\banswer\s*(?:is\b\s*:?|:)", re.IGNORECASE)
+SAID = re.compile(r"\banswer\**\s*(?:is\b\s*:?|:)", re.IGNORECASE)
 BEHIND = re.compile(r"\.\s+(?=[A-Z])|\n")
 """Where a named answer ends: with its sentence or its line."""
 FORMULA = re.compile(r"(?<!\\)\$+((?:\\.|[^$\\])+)\$+", re.DOTALL)
 """Between dollars, of which those behind a backslash are a currency's."""
+BRACKETED = re.compile(r"(?<!\\)\\(?:\((.+?)(?<!\\)\\\)|\[(.+?)(?<!\\)\\\])", re.DOTALL)
+r"""LaTeX's other delimiters of a formula, \( \) and \[ \]; a line break \\[2pt] is none."""
+THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\})(?:\\!\s*)?(?=\d{3}(?!\d))")
 RELATIVE = 1e-9
 """Of two numbers that are the same: answers of millions that are one off are wrong."""
 
 
 def last_number(text: str) -> float | None:
     """The last number of `text`; commas between thousands and a minus behind nothing but space are part of it."""
+    text = _plain_signs(text).replace("{,}", ",").replace("\\$", "$")
     found = list(NUMBER.finditer(text))
     if not found:
         return None
@@ -42,6 +49,10 @@ def last_number(text: str) -> float | None:
     if before.endswith(("-$", "- $", "-€", "-£")):
         value = f"-{value}"
     return float(value.replace(",", ""))
+
+
+def _plain_signs(text: str) -> str:
+    return text.replace("\N{MINUS SIGN}", "-")
 
 
 def same_number(found: float | None, gold: float) -> bool:
@@ -69,8 +80,9 @@ def boxed(text: str) -> str | None:
 
 def final_answer(text: str) -> str | None:
     """Of a worked solution: what "the answer is" names, or the last box, or the last formula."""
+    text = BRACKETED.sub(lambda found: f"${found[1] or found[2]}$", text)
     for behind in reversed(SAID.split(text)[1:]):
-        answer = BEHIND.split(behind.strip(), 1)[0].strip().rstrip(".").strip()
+        answer = BEHIND.split(behind.strip("* \t\r\n"), 1)[0].rstrip("*. \t\r")  # stars are bold type
         if not answer:
             continue
         inside = boxed(answer)
@@ -83,7 +95,7 @@ def final_answer(text: str) -> str | None:
         return inside
     formulas = FORMULA.findall(text)
     if formulas:
-        return formulas[-1].rsplit("=", 1)[-1].strip()
+        return formulas[-1].rsplit("=", 1)[-1].strip().rstrip(". ")
     text = text.strip()
     return text if text and "\n" not in text and " " not in text else None
 
@@ -94,7 +106,8 @@ def same_formula(found: str | None, gold: str) -> bool:
         return False
     from lm_eval.tasks.hendrycks_math.utils import is_equiv
 
-    plain = [re.sub(r"(?<=\d),(?:\\!)?(?=\d{3}(?!\d))", "", each).strip() for each in (found, gold)]
+    found, gold = _plain_signs(found), _plain_signs(gold)
+    plain = [THOUSANDS.sub("", each).strip() for each in (found, gold)]
     return bool(is_equiv(found, gold)) or plain[0] == plain[1]
 
 

@@ -15,6 +15,9 @@ from megatron_yuan.evaluation.scoring import final_answer, first_letter, last_nu
         ("The answer is -3", -3.0),
         ("10-3", 3.0),
         ("-$5", -5.0),
+        (r"a loss of -\$5", -5.0),
+        ("x = −5", -5.0),
+        (r"Hence \boxed{1{,}250}", 1250.0),
         ("none", None),
         ("", None),
     ],
@@ -36,6 +39,9 @@ def test_a_large_number_that_is_one_off_is_wrong_and_rounding_is_not() -> None:
         ("A man would say C", "C"),
         ("I think that the answer is (D).", "D"),
         ("Answer: C", "C"),
+        ("Vitamin C is one. The answer is option B.", "B"),
+        ("Unlike A, the answer is **Choice (D)**", "D"),
+        ("A is too low. The correct option is B", "B"),
         ("apple", None),
         ("", None),
     ],
@@ -76,6 +82,13 @@ def test_the_answer_a_is_told_from_the_article(text: str, letter: str | None) ->
         ("Thus the answer is: $41$", "41"),
         ("The answer is:\n41.", "41"),
         ("The answer is 7. Now what is the answer:", "7"),
+        (r"so \(y = 2\) and \[x = 5.\]", "5"),
+        (r"The answer is \(5\).", "5"),
+        (r"The answer is \[\begin{pmatrix} 1 \\[2pt] 2 \end{pmatrix}\]", r"\begin{pmatrix} 1 \\[2pt] 2 \end{pmatrix}"),
+        ("**The answer is 5.**", "5"),
+        ("The answer is **.5**.", ".5"),
+        ("**Answer**: 5", "5"),
+        ("**Answer:**\n\n5", "5"),
         ("17", "17"),
         ("I do not know", None),
         ("", None),
@@ -91,4 +104,6 @@ def test_a_box_is_the_answer_and_fractions_are_normalised() -> None:
     assert final_answer(r"Hence \boxed{\frac{1}{2}} it is") == r"\frac{1}{2}"
     assert same_formula(r"\frac12", r"\frac{1}{2}")
     assert same_formula("1,000", "1000") and not same_formula("1000", "10")
+    assert same_formula("11000100", r"11,\! 000,\! 100") and same_formula("1{,}000", "1000")
+    assert same_formula("−5", "-5") and not same_formula("(1, 200)", "(1200)")
     assert not same_formula(None, "")
