@@ -18,6 +18,8 @@ from torch import Tensor
 
 from megatron_yuan.benchmark.peers import mixtral_model, transformers_or_refuse
 from megatron_yuan.config.schema import Config
+from megatron_yuan.convert.names import check_publishable
+from megatron_yuan.errors import CheckpointError, ConfigError
 from megatron_yuan.inference.decoding import Decoder
 from megatron_yuan.inference.model import LanguageModel
 from megatron_yuan.inference.sampling import greedy
@@ -66,7 +68,12 @@ class EvenChoice:
 
 
 def measure(config: Config, batch: int, rounds: int, peers: bool) -> dict[str, Speed]:
-    """Medians over `rounds`, after a first pass that is not counted. ConfigError without transformers for `peers`."""
+    """Medians over `rounds`, after a first pass that is not counted.
+
+    ConfigError for `peers` without transformers, and where theirs would be another network than ours.
+    """
+    if peers:
+        _require_exportable(config)
     device = choose_device(config.training.device)
     if device.type == "cpu":
         keep_freed_memory()  # for all alike
@@ -89,6 +96,13 @@ def measure(config: Config, batch: int, rounds: int, peers: bool) -> dict[str, S
         prefill, decode = (statistics.median(part) for part in zip(*pairs[1:], strict=True))
         found[name] = Speed(ids_BP.numel() / prefill, batch * NEW_TOKENS / decode)
     return found
+
+
+def _require_exportable(config: Config) -> None:
+    try:
+        check_publishable(config.model)
+    except CheckpointError as error:
+        raise ConfigError(f"peers: {error}\nFix: leave out --peers, which compares with the exported code.") from None
 
 
 def _timed(step: Step, ids_BP: Tensor, device: torch.device) -> tuple[float, float]:
