@@ -69,8 +69,10 @@ def _bases(config: Config, replicas: int, more_gpus: bool) -> Iterator[tuple[Con
             continue
         count = replicas if more_gpus or more == stages else stages * replicas // more
         values = {"pipeline_model_parallel_size": more} | (plain if more > stages else {})
+        interleaved = more == stages and config.parallel.virtual_pipeline_model_parallel_size > 1
+        together = count * (more if interleaved else 1)  # the interleaved schedule takes groups of as many as stages
         for size in range(micro_batch, 0, -1):
-            if batch % (size * count) == 0:
+            if batch % (size * together) == 0:
                 yield with_values(config, values | {"micro_batch_size": size}), count
 
 

@@ -73,6 +73,17 @@ def test_what_is_named_fits_by_the_plan_and_costs_more_the_later_it_stands() -> 
     assert not remedies(config, 2, 1e9)
 
 
+def test_what_is_named_for_an_interleaved_schedule_can_be_trained() -> None:
+    values = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2, "global_batch_size": 36}
+    config = with_values(preset("yuan2-m32"), values | {"micro_batch_size": 6, "pipeline_model_parallel_layout": None})
+    needs = max(stage.total for stage in plan_memory(config))
+    found = remedies(config, 1, 0.99 * needs)  # micro-batch 4 would fit, but makes 9 microbatches for 2 stages
+    assert any(each.flags == "--micro-batch-size 3" for each in found), found
+    for each in found:
+        size = re.search(r"--micro-batch-size (\d+)", each.flags)
+        assert 36 // int(size[1] if size else 6) % 2 == 0, each
+
+
 def test_other_errors_stay_what_they_are() -> None:
     here = SimpleNamespace(device=torch.device("cpu"))
     with pytest.raises(RuntimeError, match="mat1 and mat2"), explaining_memory(None, here):  # type: ignore[arg-type]
