@@ -185,14 +185,15 @@ class _Plan:
         over = max(line.ends) - dry - max(self.costs.norm * self.parameters(s) for s in range(self.stages))
         tied = self.counts.embedding * GRADIENT_BYTES * self.costs.tied if self.tied else 0.0
         p, mv = self.stages, self.microbatches * self.virtual
-        neighbours = 2 if p > 1 else 0
+        # Of each chunk a stage sends hidden states on and gradients back, but none where the pipeline ends.
+        messages = mv * 2 - (self.microbatches if p == 2 else 0) if p > 1 else 0
         return StepTime(
             seconds=line.seconds,
             stages=[PassSeconds(sum(c.forward for c in s), sum(c.backward for c in s)) for s in stages],
             bubble=1 - busy / (len(line.ends) * (dry - begin)),
             ideal_bubble=(p - 1) / (mv + p - 1),
             message_bytes=self.message_bytes if p > 1 else 0,
-            sent_bytes=neighbours * self.message_bytes * mv,
+            sent_bytes=messages * self.message_bytes,
             reduced_bytes=max(self.parameters(s) for s in range(p)) * GRADIENT_BYTES if self.replicas > 1 else 0,
             reduce_seconds=max(reduces) if self.replicas > 1 else 0.0,
             exposed_seconds=min(max(reduces), max(0.0, over - tied)) if self.replicas > 1 else 0.0,

@@ -10,6 +10,7 @@ from megatron_yuan.config.fields import with_values
 from megatron_yuan.config.schema import Config
 from megatron_yuan.planning.costs import Costs, PassSeconds
 from megatron_yuan.planning.order import order_of
+from megatron_yuan.planning.program import program
 from megatron_yuan.planning.simulation import Await, Cores, Join, Meeting, Work, simulate
 from megatron_yuan.planning.step_time import step_time
 
@@ -58,6 +59,20 @@ def test_messages_are_waited_for_at_both_ends() -> None:
     late = replace(COSTS, message_latency=0.5)
     # Two stages, one microbatch: forward, message, forward, backward, message, backward.
     assert step_time(config_of(2, 1, 1), 1, late).seconds == pytest.approx(1 + 0.5 + 1 + 2 + 0.5 + 2)
+
+
+@pytest.mark.parametrize(("stages", "virtual"), [(1, 1), (2, 1), (3, 1), (2, 2), (2, 3), (3, 2)])
+def test_the_busiest_stage_sends_the_messages_of_its_program(stages: int, virtual: int) -> None:
+    step = step_time(config_of(stages, virtual, 6), 1, COSTS)
+    sent = [
+        sum(
+            message.to != stage
+            for each in program(stage, stages, virtual, 6)
+            for message in getattr(each, "messages", ())
+        )
+        for stage in range(stages)
+    ]
+    assert step.sent_bytes == max(sent) * step.message_bytes
 
 
 def test_an_all_reduce_hides_behind_the_backward_pass_as_far_as_buckets_allow() -> None:
