@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_yuan.config.fields import with_values
 from megatron_yuan.config.layout import chunk_sizes, nearly_equal
@@ -180,8 +180,23 @@ def timed(layout: Layout, machine: Machine, whole: bool = False, rounds: int = M
         step = step_time(config, replicas, costs)
         return TimedLayout(layout, step, step.seconds)
     long, short = (step_time(config, replicas, costs, n) for n in (most, most - layout.stages))
-    each = (long.seconds - short.seconds) / layout.stages
-    return TimedLayout(layout, long, long.seconds + (microbatches - most) * each)
+    more = (microbatches - most) * (long.seconds - short.seconds) / layout.stages
+    step = _lengthened(long, layout, most, microbatches, more)
+    return TimedLayout(layout, step, step.seconds)
+
+
+def _lengthened(step: StepTime, layout: Layout, simulated: int, microbatches: int, more: float) -> StepTime:
+    """The figures of `step`, simulated with fewer microbatches, for all of them, which take `more` seconds."""
+    stages = layout.stages
+    each = sum(stage.forward + stage.backward for stage in step.stages) / stages  # of a microbatch, mean over stages
+    pipeline = simulated * each / (1 - step.bubble) + more
+    return replace(
+        step,
+        seconds=step.seconds + more,
+        bubble=1 - microbatches * each / pipeline,
+        ideal_bubble=(stages - 1) / (microbatches * layout.virtual + stages - 1),
+        sent_bytes=step.sent_bytes // simulated * microbatches,
+    )
 
 
 def fastest(found: Sequence[Layout], machine: Machine, count: int) -> list[TimedLayout]:

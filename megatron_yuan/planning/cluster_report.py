@@ -47,13 +47,12 @@ def _ranking(plan: ClusterPlan) -> Iterator[str]:
 
 def _row(plan: ClusterPlan, found: TimedLayout) -> str:
     layout, step = found.layout, found.step
-    scale = found.seconds / step.seconds  # the steady part was shortened: so were its messages
     hidden = 1 - step.exposed_seconds / step.reduce_seconds if step.reduce_seconds else 1.0
     days = plan.days(found)
     return (
         f"{layout.stages:6} {layout.virtual:7} {layout.replicas:8} {layout.config.training.micro_batch_size:5} "
         f"{layout.recomputed:>9} {layout.fullest.total / GB:4.0f} {step.bubble:7.1%} ({step.ideal_bubble:4.0%}) "
-        f"{step.sent_bytes * scale / GB:8.1f} {step.reduced_bytes / GB:10.1f} {hidden:6.0%} {found.seconds:7.2f} "
+        f"{step.sent_bytes / GB:8.1f} {step.reduced_bytes / GB:10.1f} {hidden:6.0%} {found.seconds:7.2f} "
         f"{plan.step_tokens / found.seconds:9,.0f} {plan.mfu(found):5.1%} {days:5.1f} "
         f"{days * 24 * layout.gpus:10,.0f}  {layout.split}"
     )

@@ -11,7 +11,7 @@ from megatron_yuan.config.load import parse
 from megatron_yuan.config.presets import PRESETS
 from megatron_yuan.config.validate import validate_world
 from megatron_yuan.errors import ConfigError
-from megatron_yuan.planning.candidates import first_that_fits, layouts
+from megatron_yuan.planning.candidates import EQUAL, Layout, first_that_fits, layouts, timed
 from megatron_yuan.planning.cluster import plan_cluster, write_config
 from megatron_yuan.planning.cluster_report import cluster_report
 from megatron_yuan.planning.costs import Costs, costs_on
@@ -69,8 +69,6 @@ def test_gpus_that_are_too_few_for_another_replica_are_said_to_be() -> None:
 
 
 def test_no_layout_that_was_passed_over_is_faster_and_none_as_fast_needs_fewer_gpus() -> None:
-    from megatron_yuan.planning.candidates import EQUAL, timed
-
     small = with_values(M32, {"num_layers": 8, "global_batch_size": 96})
     groups = layouts(small, 8, H200)
     tried = [timed(each, H200) for g in groups if (each := first_that_fits(g, H200)) is not None]
@@ -78,6 +76,18 @@ def test_no_layout_that_was_passed_over_is_faster_and_none_as_fast_needs_fewer_g
     best = plan_cluster(small, 8, H200).best[0]
     assert best.seconds <= enough * 1.001  # the best is simulated whole
     assert best.layout.gpus == min(each.layout.gpus for each in tried if each.seconds <= enough)
+
+
+@pytest.mark.parametrize(("stages", "virtual", "recompute"), [(8, 1, "none"), (12, 1, "none"), (4, 3, "full")])
+def test_a_shortened_simulation_gives_the_figures_of_the_whole(stages: int, virtual: int, recompute: str) -> None:
+    values = {"pipeline_model_parallel_size": stages, "virtual_pipeline_model_parallel_size": virtual}
+    config = with_values(M32, values | {"recompute_granularity": recompute, "global_batch_size": 240})
+    layout = Layout(config, 1, plan_memory(config))
+    short, whole = timed(layout, H200), timed(layout, H200, whole=True)
+    assert short.seconds == pytest.approx(whole.seconds, rel=1e-3)
+    assert short.step.bubble == pytest.approx(whole.step.bubble, abs=1e-3)
+    assert short.step.ideal_bubble == whole.step.ideal_bubble
+    assert short.step.sent_bytes == whole.step.sent_bytes
 
 
 def test_stages_and_replicas_on_several_machines_meet_over_the_network() -> None:
