@@ -3,7 +3,7 @@
 Handed to megatron as the field `timers` of its config. Their timers are called forward-compute, backward-compute,
 forward-backward (a whole schedule), forward-recv and the like (exchange between stages), all-grads-sync and others
 (collectives at the end); only the first three are known by name here, all others are waits. So is what lies between
-passes: the interleaved schedule waits there for what it asked for before.
+passes, where there are several stages: the interleaved schedule waits there for what it asked for before.
 """
 
 from __future__ import annotations
@@ -44,6 +44,11 @@ class ScheduleBeats:
         chunk, within = divmod(within, self.stages)
         return 1 + group * self.stages + within, self.chunks - chunk if name == "backward-compute" else 1 + chunk
 
+    def between(self) -> None:
+        """After a pass or a wait: a stage alone exchanges nothing, and waits for nobody."""
+        pulse, several = self.pulse, self.stages > 1
+        pulse.beat(f"{pulse.during}{'exchange' if several else 'schedule'}", pulse.position.microbatch, waits=several)
+
 
 class _Schedule:
     def __init__(self, beats: ScheduleBeats, name: str) -> None:
@@ -67,16 +72,16 @@ class _Pass:
         pulse.beat(pulse.during + _PASSES[self.name], microbatch, chunk=chunk)
 
     def stop(self, barrier: bool = False) -> None:
-        pulse = self.beats.pulse
-        pulse.beat(f"{pulse.during}exchange", pulse.position.microbatch, waits=True)
+        self.beats.between()
 
 
 class _Wait:
     def __init__(self, beats: ScheduleBeats, name: str) -> None:
-        self.pulse, self.phase = beats.pulse, name.replace("-", " ")
+        self.beats, self.phase = beats, name.replace("-", " ")
 
     def start(self, barrier: bool = False) -> None:
-        self.pulse.beat(self.pulse.during + self.phase, self.pulse.position.microbatch, waits=True)
+        pulse = self.beats.pulse
+        pulse.beat(pulse.during + self.phase, pulse.position.microbatch, waits=True)
 
     def stop(self, barrier: bool = False) -> None:
-        self.pulse.beat(f"{self.pulse.during}exchange", self.pulse.position.microbatch, waits=True)
+        self.beats.between()

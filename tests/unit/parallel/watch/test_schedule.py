@@ -49,6 +49,15 @@ def test_between_passes_a_stage_waits_for_what_it_asked_for_before():
     assert pulse.position.waits and pulse.position.phase == "exchange"
 
 
+def test_a_stage_alone_exchanges_nothing_and_waits_for_nobody():
+    pulse = Pulse()
+    beats = ScheduleBeats(pulse, stages=1, chunks=1)
+    for name in ("backward-compute", "all-grads-sync"):
+        beats(name).start()
+        beats(name).stop()
+        assert not pulse.position.waits and pulse.position.phase == "schedule"
+
+
 def test_a_beat_at_the_same_place_is_another_beat():
     pulse = Pulse()
     pulse.beat("save")
