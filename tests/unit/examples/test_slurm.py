@@ -21,6 +21,7 @@ def submit(
     reason: str = "x",
     former: str = "of the session before",
     ends: int = 1,
+    nodes: int = 1,
     **environment: str,
 ) -> tuple[int, str, str]:
     """Run the script with an srun that leaves `state`; returns exit code, requeued job's number, and what was said."""
@@ -32,7 +33,7 @@ def submit(
     for name, body in {
         "srun": f"[[ $1 != --help ]] || {{ echo '{HELP}'; exit; }}\necho \"$@\" > {tmp_path}/step\n{leave}exit {ends}",
         "scontrol": f"""case "$1 $2" in
-            "show hostnames") echo node0 ;;
+            "show hostnames") printf 'node%s\\n' {{0..{nodes - 1}}} ;;
             "show job") echo "JobId=$3 ArrayTaskThrottle=${{THROTTLE:-1}} JobState=${{JOB_STATE:-RUNNING}}" ;;
             requeue*) echo "$2" > {tmp_path}/requeued ;;
             esac""",
@@ -57,6 +58,11 @@ def submit(
 def test_a_session_that_stopped_in_good_order_or_was_killed_is_requeued(tmp_path, state):
     code, requeued, _ = submit(tmp_path, state)
     assert (code, requeued) == (0, "4711")
+
+
+def test_a_long_list_of_nodes_is_no_failure(tmp_path):
+    code, _, said = submit(tmp_path, "done", nodes=20_000)
+    assert code == 0 and "session ended: done" in said
 
 
 def test_a_finished_run_is_never_started_again(tmp_path):
