@@ -29,6 +29,11 @@ def _asked(plan: ClusterPlan) -> Iterator[str]:
         f"{plan.tried:,} layouts tried; {plan.fitting:,} fit into {usable:.4g} GB a GPU, each with the least "
         "recomputation that does"
     )
+    if not plan.config.optimizer.bf16:
+        yield (
+            "warning: bf16 is off, but times are of products in bfloat16, which in float32 take many times as long;\n"
+            "  give --bf16, or as --gpu a file whose bf16_tflops is the figure of float32"
+        )
 
 
 def _ranking(plan: ClusterPlan) -> Iterator[str]:

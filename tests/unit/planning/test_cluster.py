@@ -104,6 +104,12 @@ def test_stages_and_replicas_on_several_machines_meet_over_the_network() -> None
     assert costs(8, 16).reduce == 1 / min(8 * card, nvlink)
 
 
+def test_a_plan_of_a_run_in_float32_warns_that_its_times_are_of_bfloat16() -> None:
+    small = with_values(M32, {"num_layers": 2, "global_batch_size": 4})
+    assert "bf16 is off" in cluster_report(plan_cluster(with_values(small, {"bf16": False}), 1, H200))
+    assert "bf16 is off" not in cluster_report(plan_cluster(small, 1, H200))
+
+
 def test_another_file_is_not_overwritten_but_an_earlier_plan_is(tmp_path: Path) -> None:
     plan = plan_cluster(with_values(M32, {"num_layers": 4}), 4, H200)
     write_config(plan, tmp_path / "plan.yaml")
