@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from megatron_yuan.planning.candidates import Layout, TimedLayout
@@ -130,7 +131,7 @@ def _not_fitting(plan: ClusterPlan) -> Iterator[str]:
 def _least(plan: ClusterPlan) -> str:
     needed = min(layout.fullest.total for layout in plan.tightest.values())
     reserve = plan.machine.reserve_gb.value
-    memory = f"or {counted(plan.gpus, 'GPU')} of {needed / GB + reserve:.0f} GB each ({reserve:g} kept free)"
+    memory = f"or {counted(plan.gpus, 'GPU')} of {math.ceil(needed / GB + reserve)} GB each ({reserve:g} kept free)"
     fewest = least_gpus(plan.config, plan.machine, plan.gpus)
     if fewest is None:
         return f"Nothing fits on {plan.gpus} x {plan.machine.name}, nor would one layer a GPU. The least: {memory[3:]}."

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from megatron_yuan.planning.candidates import EQUAL, Layout, first_that_fits, la
 from megatron_yuan.planning.cluster import plan_cluster, write_config
 from megatron_yuan.planning.cluster_report import cluster_report
 from megatron_yuan.planning.costs import Costs, costs_on
-from megatron_yuan.planning.machine import read_machine
+from megatron_yuan.planning.machine import Figure, read_machine
 from megatron_yuan.planning.memory import plan_memory
 
 M32 = PRESETS["yuan2-m32"]
@@ -34,6 +36,14 @@ def test_m32_does_not_fit_eight_gpus_of_80_gb_and_the_report_says_the_least_that
     report = cluster_report(plan)
     assert "8 stages: " in report and "masters and moments alone are 94.2" in report
     assert "The least that would: 12 of them, or 8 GPUs of " in report
+
+
+def test_gpus_of_the_memory_that_would_do_do_indeed() -> None:
+    model = with_values(M32, {"num_layers": 3})  # needs 105.09 GB
+    said = re.search(r"or 1 GPU of (\d+) GB each", cluster_report(plan_cluster(model, 1, H100)))
+    assert said is not None
+    assert plan_cluster(model, 1, replace(H100, memory_gb=Figure(float(said[1]), "said"))).best
+    assert not plan_cluster(model, 1, replace(H100, memory_gb=Figure(float(said[1]) - 1, "said"))).best
 
 
 def test_twelve_gpus_of_80_gb_are_indeed_the_least() -> None:
