@@ -72,12 +72,7 @@ def _winner(plan: ClusterPlan) -> Iterator[str]:
     yield f"The fastest: {_described(layout)}"
     if layout.gpus < plan.gpus:
         idle = plan.gpus - layout.gpus
-        why = (
-            "too few for another replica of these stages"
-            if idle < layout.stages
-            else "more replicas of these stages do not divide the batch"
-        )
-        yield f"  {idle:,} of {counted(plan.gpus, 'GPU')} are not used: {why}"
+        yield f"  {idle:,} of {counted(plan.gpus, 'GPU')} are not used: {_why_idle(plan, layout)}"
     yield (
         f"  slowest stage {step.slowest_share:.1%} of all stages' time (even: {1 / layout.stages:.1%}); a message "
         f"{step.message_bytes / 1e6:.1f} MB;"
@@ -94,6 +89,15 @@ def _winner(plan: ClusterPlan) -> Iterator[str]:
             f"{stage.working / GB:8.1f} {stage.total / GB:10.1f}   "
             f"{1e3 * seconds.forward:7.1f} + {1e3 * seconds.backward:.1f}"
         )
+
+
+def _why_idle(plan: ClusterPlan, layout: Layout) -> str:
+    batch, most = plan.config.training.global_batch_size or 1, plan.gpus // layout.stages
+    if most == layout.replicas:
+        return "too few for another replica of these stages"
+    if any(batch % more == 0 for more in range(layout.replicas + 1, min(most, batch) + 1)):
+        return "more replicas of these stages would be no faster"
+    return "more replicas of these stages do not divide the batch"
 
 
 def _described(layout: Layout) -> str:

@@ -78,6 +78,13 @@ def test_gpus_that_are_too_few_for_another_replica_are_said_to_be() -> None:
     assert "1 of 14 GPUs are not used: too few for another replica of these stages" in cluster_report(plan)
 
 
+def test_gpus_that_a_slow_network_makes_useless_are_said_to_be() -> None:
+    slow = replace(H200, network_gb_per_s=Figure(0.1, "slow"), gpus_per_node=Figure(1, "slow"))
+    plan = plan_cluster(with_values(M32, {"num_layers": 1, "global_batch_size": 4}), 4, slow)
+    assert plan.best[0].layout.gpus == 1
+    assert "3 of 4 GPUs are not used: more replicas of these stages would be no faster" in cluster_report(plan)
+
+
 def test_no_layout_that_was_passed_over_is_faster_and_none_as_fast_needs_fewer_gpus() -> None:
     small = with_values(M32, {"num_layers": 8, "global_batch_size": 96})
     groups = layouts(small, 8, H200)
