@@ -27,6 +27,8 @@ SAVE=${SAVE:-runs/$PRESET}           # the run folder; the same command resumes 
 LOGS=${LOGS:-}                       # a folder for what each process says, beside the console; empty: the console alone
 
 [[ "$NODES" =~ ^[1-9][0-9]*$ ]] || fail "NODES='$NODES' must be the number of machines, such as NODES=4."
+[[ "$GPUS" =~ ^[1-9][0-9]*$ ]] || fail "GPUS='$GPUS' must be the number of processes on each machine, such as GPUS=8."
+[[ "$STAGES" =~ ^[1-9][0-9]*$ ]] || fail "STAGES='$STAGES' must be the number of pipeline stages, such as STAGES=8."
 [[ "$RENDEZVOUS" == *:* ]] || fail "RENDEZVOUS='$RENDEZVOUS' must be host:port of one of the machines, such as node0:29400."
 ((NODES * GPUS % STAGES == 0)) || fail "NODES x GPUS = $((NODES * GPUS)) processes are no multiple of STAGES=$STAGES."
 read_data_path "$DATA_PATH"
