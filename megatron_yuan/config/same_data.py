@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 
@@ -59,7 +60,7 @@ def _blend(entries: Sequence[str]) -> list[tuple[float | str, str]]:
         weights = [float(weight) for weight in entries[::2]]
     except ValueError:
         return [("by tokens", PurePath(prefix).name) for prefix in entries]
-    whole = sum(weights) or 1.0
+    whole = math.fsum(weights) or 1.0
     return [
         (weight / whole, PurePath(name).name) for weight, name in zip(weights, entries[1::2], strict=False) if weight
     ]

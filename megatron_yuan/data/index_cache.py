@@ -19,7 +19,7 @@ import numpy as np
 from megatron_yuan.data.stamp import Stamps, temporary_name, write_whole
 from megatron_yuan.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 """Counts up when the same identity comes to mean another order of samples."""
 
 Arrays = dict[str, np.ndarray]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -113,7 +114,8 @@ def open_blend(
 def take_turns(weights: Sequence[float], num_samples: int, cache: Path) -> Arrays:
     """Whose turn each sample is: its set in `sets` [n] int16 and its number there in `samples` [n] int64; and `counts`,
     the number of turns of each set."""
-    shares = [weight / sum(weights) for weight in weights]
+    whole = math.fsum(weights)  # exact, where Python's versions differ in how sum rounds
+    shares = [weight / whole for weight in weights]
 
     def build() -> Arrays:
         from megatron_yuan.mcore import datasets

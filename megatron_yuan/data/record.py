@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -70,7 +71,7 @@ def check_same_sets(saved: Sequence[Mapping[str, Any]], now: Sequence[Identity],
                 )
     if len(saved) != len(now):
         raise DataError(f"the blend has {len(now)} sets, but the run in {where} was trained on {len(saved)}.\n{FIX}")
-    wholes = sum(float(old.get("weight", 0)) for old in saved), sum(new.weight for new in now)
+    wholes = math.fsum(float(old.get("weight", 0)) for old in saved), math.fsum(new.weight for new in now)
     for old, new in zip(saved, now, strict=True):
         weight = float(old.get("weight", 0))
         theirs, ours = weight / wholes[0], new.weight / wholes[1]

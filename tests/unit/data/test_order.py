@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from megatron_yuan.data.order import document_order, epochs_for, sample_order, samples_in
+from megatron_yuan.data.packing import take_turns
 
 
 def test_every_epoch_holds_every_document_once_in_an_order_of_its_own():
@@ -39,3 +43,11 @@ def test_epochs_are_as_few_as_give_the_samples():
 def test_the_order_is_that_of_every_earlier_release():
     assert document_order(0, 8, 2, 1234).tolist() == [0, 2, 5, 3, 4, 7, 6, 1, 6, 0, 5, 4, 3, 7, 1, 2]
     assert sample_order(25, 4, 2, 1234).tolist() == [0, 5, 1, 4, 3, 2, 6, 9, 7, 11, 10, 8]
+
+
+def test_a_blends_shares_do_not_depend_on_how_python_adds_up(tmp_path: Path) -> None:
+    weights = [0.1] * 10  # Python 3.12 makes 1.0 of their sum, those before 0.9999999999999999
+    turns = take_turns(weights, 100, tmp_path)
+    (note,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json") if "identity" in path.read_text())
+    assert json.loads(note["identity"])["shares"] == weights
+    assert turns["counts"].tolist() == [10] * 10

@@ -45,11 +45,11 @@ def test_weights_that_mean_another_order_by_rounding_alone_are_other_data(tmp_pa
         sets = [Identity(name, weight, name * 64, name * 64) for name, weight in zip("abc", weights, strict=True)]
         return data_record(sets, 7, [], SPLIT)
 
-    tens, tenths, doubled = (2.0, 5.0, 2.0), (0.2, 0.5, 0.2), (4.0, 10.0, 4.0)
+    tens, tenths, doubled = (1.0, 2.0, 3.0), (0.1, 0.2, 0.3), (2.0, 4.0, 6.0)
     orders = [take_turns(weights, 2000, tmp_path)["sets"].tolist() for weights in (tens, tenths, doubled)]
     assert orders[0] == orders[2] != orders[1]
     check_same_data(record(tens), record(doubled), "runs/a")
     with pytest.raises(
-        DataError, match=r"a has weight 0\.2 of 0\.9, but 2 of 9 in the run in runs/a: the same share but"
+        DataError, match=r"a has weight 0\.1 of 0\.6, but 1 of 6 in the run in runs/a: the same share but"
     ):
         check_same_data(record(tens), record(tenths), "runs/a")
