@@ -119,7 +119,8 @@ def _ours(
 ) -> Callable[[Tensor], Step]:
     model = LanguageModel(config)
     initialize(model, config.model, config.training.seed)
-    for number, layer in enumerate(model.layers.values()):
+    layers: dict[str, Any] = dict(model.layers.items())
+    for number, layer in enumerate(layers.values()):
 
         def instead(_module: Any, _inputs: Any, out: Routing, number: int = number) -> Routing:
             if out.rows is not None:  # experts that choose their tokens are even by themselves

@@ -88,7 +88,7 @@ def ask(lm: LM, names: Sequence[str], settings: Settings, speaks: bool = True) -
     started = time.perf_counter()
     loaded = _load(names, settings)
     with without_its_bars():
-        found = ask_all(lm, loaded, limit=settings.limit, bootstrap_iters=0, confirm_run_unsafe_code=True)
+        found: Any = ask_all(lm, loaded, limit=settings.limit, bootstrap_iters=0, confirm_run_unsafe_code=True)
     assert found is not None
     samples = {name: [_sample(each) for each in found["samples"][name]] for name in names}
     shots = {name: int(loaded["tasks"][name].get_config("num_fewshot") or 0) for name in names}

@@ -63,8 +63,9 @@ class Recorder:
         times = self._times()
         found = []
         for (position, *_), begin, end in zip(self._beats, times, times[1:], strict=False):
-            if position.step is not None and end > begin:
-                found.append(Span(begin - self._ahead, end - begin, *position))
+            step, phase, microbatch, waits, chunk = position
+            if step is not None and end > begin:
+                found.append(Span(begin - self._ahead, end - begin, step, phase, microbatch, waits, chunk))
         return found
 
     def _times(self) -> list[float]:
