@@ -53,7 +53,7 @@ def _load(folder: Path, key: str, described: str) -> Arrays | None:
     """None where there is no such index, or where it is not what it was."""
     try:
         note = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
-        if note["identity"] != described:
+        if note["identity"] != described or note["sha256_of_sha256"] != _digest(note["sha256"]):
             return None
         stamps, arrays = Stamps(folder), {}
         for name, sha256 in note["sha256"].items():
@@ -87,7 +87,13 @@ def _save(folder: Path, key: str, described: str, arrays: Arrays) -> None:
             temporary.unlink(missing_ok=True)
         hashes[name] = hashing.digest.hexdigest()
         stamps.remember(file, file.stat(), {"sha256": hashes[name]}, fresh=True)
-    write_whole(folder / f"{key}.json", json.dumps({"identity": described, "sha256": hashes}, indent=1).encode())
+    note = {"identity": described, "sha256": hashes, "sha256_of_sha256": _digest(hashes)}
+    write_whole(folder / f"{key}.json", json.dumps(note, indent=1).encode())
+
+
+def _digest(hashes: Mapping[str, str]) -> str:
+    """Without it, a note that lacks an array would pass for whole."""
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
 class _Hashing:

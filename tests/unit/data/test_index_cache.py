@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -78,6 +79,17 @@ def test_a_damaged_index_is_built_again(tmp_path, which, damage):
     assert same(load_or_build(tmp_path, IDENTITY, build))
     assert build.calls == 2 or (which == "*.json" and file.read_bytes()[-1:] in b"x\n")
     assert same(load_or_build(tmp_path, IDENTITY, build)) and build.calls <= 2
+
+
+@pytest.mark.parametrize("kept", [[], ["order"]])
+def test_a_note_that_lacks_an_array_is_built_again(tmp_path, kept):
+    build = Builder()
+    load_or_build(tmp_path, IDENTITY, build)
+    (path,) = (each for each in tmp_path.glob("*.json") if "identity" in each.read_text())
+    note = json.loads(path.read_text())
+    note["sha256"] = {name: note["sha256"][name] for name in kept}
+    path.write_text(json.dumps(note))
+    assert same(load_or_build(tmp_path, IDENTITY, build)) and build.calls == 2
 
 
 def test_no_garbage_in_the_cache_is_ever_taken_for_an_index(tmp_path):
