@@ -12,7 +12,6 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from megatron_yuan.data.tokenizer import Tokenizer
 from megatron_yuan.errors import DataError
 
 VERSION = 2
@@ -99,21 +98,6 @@ def _check(name: str, value: Any, kind: str) -> None:
             _check(f"{name} of {key}", each, "int")
     if name.endswith("_sha256") and (len(value) != 64 or set(value) - set("0123456789abcdef")):
         raise TypeError(f"{name} is {value[:80]!r}")
-
-
-def check_passport(prefix: str, passport: Passport, tokenizer: Tokenizer | None) -> None:
-    """Refuse data whose files have changed in size, or that another tokenizer made."""
-    for ending, size in ((".bin", passport.bin_bytes), (".idx", passport.idx_bytes)):
-        found = os.path.getsize(prefix + ending)
-        if found != size:
-            raise DataError(
-                f"data_path {prefix}: {ending} has {found} bytes, its passport says {size}. Fix: preprocess again."
-            )
-    if tokenizer is not None and tokenizer.sha256 != passport.tokenizer_sha256:
-        raise DataError(
-            f"tokenizer_model {tokenizer.path} is not the one that made {prefix} (sha256 {tokenizer.sha256[:12]}..., "
-            f"the data's is {passport.tokenizer_sha256[:12]}...). Fix: give the data's tokenizer, or preprocess again."
-        )
 
 
 def is_outdated(prefix: str) -> bool:
