@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+
+from megatron_yuan.data.passport import passport_path, read_passport, write_passport
 
 EOD = 1
 
@@ -32,3 +36,10 @@ def write_indexed(prefix: Path, documents: Iterable[np.ndarray], dtype: type = n
         builder.add_document(torch.from_numpy(np.asarray(ids, np.int64)), [len(ids)])
     builder.finalize(f"{prefix}.idx")
     return str(prefix)
+
+
+def alter_passport(prefix: str, **facts: Any) -> None:
+    """Write the passport of a pair anew, with other facts."""
+    found = read_passport(prefix)
+    assert found is not None
+    write_passport(passport_path(prefix), replace(found, **facts))

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_yuan.data.digest import sha256_of_entries
 from megatron_yuan.data.stamp import Stamps, temporary_name, write_whole
 from megatron_yuan.errors import DataError
 
@@ -53,7 +54,7 @@ def _load(folder: Path, key: str, described: str) -> Arrays | None:
     """None where there is no such index, or where it is not what it was."""
     try:
         note = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
-        if note["identity"] != described or note["sha256_of_sha256"] != _digest(note["sha256"]):
+        if note["identity"] != described or note["sha256_of_sha256"] != sha256_of_entries(note["sha256"]):
             return None
         stamps, arrays = Stamps(folder), {}
         for name, sha256 in note["sha256"].items():
@@ -87,13 +88,9 @@ def _save(folder: Path, key: str, described: str, arrays: Arrays) -> None:
             temporary.unlink(missing_ok=True)
         hashes[name] = hashing.digest.hexdigest()
         stamps.remember(file, file.stat(), {"sha256": hashes[name]}, fresh=True)
-    note = {"identity": described, "sha256": hashes, "sha256_of_sha256": _digest(hashes)}
+    # The digest of digests tells a note that lacks an array, which would pass for whole.
+    note = {"identity": described, "sha256": hashes, "sha256_of_sha256": sha256_of_entries(hashes)}
     write_whole(folder / f"{key}.json", json.dumps(note, indent=1).encode())
-
-
-def _digest(hashes: Mapping[str, str]) -> str:
-    """Without it, a note that lacks an array would pass for whole."""
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
 class _Hashing:

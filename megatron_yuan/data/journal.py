@@ -6,13 +6,13 @@ making is cut off when work goes on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from megatron_yuan.data.digest import sha256_of_entries
 from megatron_yuan.errors import DataError
 
 VERSION = 2
@@ -71,7 +71,7 @@ def write_journal(path: Path, journal: Journal) -> None:
     temporary = path.with_name(path.name + ".new")
     with open(temporary, "w", encoding="utf-8") as file:
         entries = asdict(journal)
-        json.dump({"version": VERSION, "sha256_of_entries": _digest(entries), **entries}, file, indent=1)
+        json.dump({"version": VERSION, "sha256_of_entries": sha256_of_entries(entries), **entries}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -86,7 +86,7 @@ def read_journal(path: Path) -> Journal | None:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found.pop("version") != VERSION:
             raise ValueError("its version is another")
-        if found.pop("sha256_of_entries") != _digest(found):
+        if found.pop("sha256_of_entries") != sha256_of_entries(found):
             raise ValueError("it is damaged")
         if set(found) != {each.name for each in fields(Journal)}:
             raise ValueError("its entries are others")
@@ -95,10 +95,6 @@ def read_journal(path: Path) -> Journal | None:
         raise DataError(
             f"journal {path} cannot be used ({error}). Fix: begin anew, with --overwrite and without --resume."
         ) from None
-
-
-def _digest(entries: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_yuan.data.digest import sha256_of
 from megatron_yuan.data.encode import Encoded
 from megatron_yuan.data.index_writer import write_index
 from megatron_yuan.data.journal import PairCounts, hidden
 from megatron_yuan.data.part_file import PartFile
-from megatron_yuan.data.passport import Passport, sha256_of, write_passport
+from megatron_yuan.data.passport import Passport, write_passport
 from megatron_yuan.errors import DataError
 
 ENDINGS = (".bin", ".json", ".idx")

@@ -5,16 +5,17 @@ Nothing in it depends on when, where or by how many workers the data was made: e
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from megatron_yuan.data.digest import sha256_of_entries
 from megatron_yuan.errors import DataError
 
-VERSION = 2
+VERSION = 3
+"""2 tells more than 1, and 3 has `sha256_of_entries` besides: a digest of all the rest."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ def passport_path(prefix: str | Path) -> Path:
 
 def write_passport(path: Path, passport: Passport) -> None:
     """Write `passport`, sorted and indented, so that equal data has an equal file."""
-    path.write_text(json.dumps(asdict(passport), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    entries = asdict(passport)
+    signed = entries | {"sha256_of_entries": sha256_of_entries(entries)}
+    path.write_text(json.dumps(signed, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_passport(prefix: str | Path) -> Passport | None:
@@ -69,15 +72,17 @@ def read_passport(prefix: str | Path) -> Passport | None:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise TypeError("it is no JSON object")
-        version = found.get("version")
+        version, digest = found.get("version"), found.pop("sha256_of_entries", None)
         if type(version) is not int or not 1 <= version <= VERSION:
             raise ValueError(f"version is {version!r}, not {VERSION} or older")
         for each in fields(Passport):
             if each.name not in found:
-                if version < VERSION and each.name in _SINCE_2:
+                if version == 1 and each.name in _SINCE_2:
                     continue
                 raise ValueError(f"{each.name} is missing")
             _check(each.name, found[each.name], str(each.type))
+        if digest != (sha256_of_entries(found) if version >= 3 else None):
+            raise ValueError("its entries are not those that it was written with")
         return Passport(**{each.name: found[each.name] for each in fields(Passport) if each.name in found})
     except (ValueError, TypeError, OSError, RecursionError) as error:
         said = str(error)[:200]
@@ -103,12 +108,3 @@ def _check(name: str, value: Any, kind: str) -> None:
 def is_outdated(prefix: str) -> bool:
     """Whether the tokens were written after their passport, which is the last file to be made."""
     return os.stat(prefix + ".bin").st_mtime_ns > passport_path(prefix).stat().st_mtime_ns
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from megatron_yuan.data.digest import sha256_of
 from megatron_yuan.data.encode import Encoder, Part, Result, Task
 from megatron_yuan.data.inputs import Input
 from megatron_yuan.data.journal import Journal
 from megatron_yuan.data.long_text import LongText, parse_long
 from megatron_yuan.data.parse import LONG_BYTES, Reject, RejectError, clean_line
-from megatron_yuan.data.passport import sha256_of
 from megatron_yuan.data.readers import Batch, read_batches
 from megatron_yuan.data.segments import Segments
 from megatron_yuan.errors import DataError

@@ -26,7 +26,7 @@ from megatron_yuan.config.schema import CheckpointConfig, Config, ModelConfig
 from megatron_yuan.config.yaml_file import from_yaml
 from megatron_yuan.convert.hf import load_hf, model_shapes
 from megatron_yuan.convert.hf_folder import HfFolder, is_hf_folder, open_hf_folder
-from megatron_yuan.data.passport import sha256_of
+from megatron_yuan.data.digest import sha256_of
 from megatron_yuan.errors import CheckpointError
 from megatron_yuan.parallel.topology import Topology
 from megatron_yuan.training.setup import TrainingModel

@@ -5,6 +5,7 @@ A seeded few here; `fuzz(seed, number, folder)` takes as many as one likes.
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -150,6 +151,8 @@ def fuzz(seed: int, number: int, folder: Path, report: Callable[[str], None] = l
                 rows = sound.start(sft)
             if kind in ("cache", "stamps") or damaged == data:
                 assert rows == before[sft], what
+            if kind == ".json":
+                assert json.loads(damaged) == json.loads(data), what
             ended = "no harm"
         except YuanError as error:
             ended = "told"

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from megatron_yuan.data import pair, readers
+from megatron_yuan.data.digest import sha256_of
 from megatron_yuan.data.encode import smallest_dtype
-from megatron_yuan.data.passport import read_passport, sha256_of
+from megatron_yuan.data.passport import read_passport
 from megatron_yuan.data.preprocess import Progress, preprocess
 from megatron_yuan.errors import DataError
 from megatron_yuan.mcore.indexed import IndexedDataset

@@ -19,7 +19,7 @@ import pytest
 
 from megatron_yuan.data import preprocess as module
 from megatron_yuan.data import readers, tasks
-from megatron_yuan.data.passport import sha256_of
+from megatron_yuan.data.digest import sha256_of
 from megatron_yuan.data.preprocess import preprocess
 from megatron_yuan.data.tokenizer import Tokenizer
 from megatron_yuan.errors import DataError

@@ -17,7 +17,7 @@ from megatron_yuan.data.record import check_same_sets
 from megatron_yuan.data.tokenizer import Tokenizer
 from megatron_yuan.data.verify import verify_sources
 from megatron_yuan.errors import DataError
-from tests.indexed_data import EOD, counting_documents, write_indexed
+from tests.indexed_data import EOD, alter_passport, counting_documents, write_indexed
 from tests.unit.data.conftest import make_texts, write_jsonl
 
 VOCAB = 400
@@ -45,11 +45,6 @@ def checked(settings: DataConfig, vocab_size: int = VOCAB, said: list[str] | Non
     return verify_sources(
         open_sources(settings, vocab_size), settings, vocab_size, (said if said is not None else []).append
     )
-
-
-def alter_passport(pair: str, **changes) -> None:
-    path = Path(pair + ".json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def alter_byte(path: str, place: int) -> None:
@@ -209,13 +204,38 @@ def test_a_run_does_not_go_on_with_other_weights_or_another_number_of_sets(pair,
         check_same_sets(saved, checked(config(pair)), "runs/a")
 
 
-def test_a_passport_of_the_first_version_is_still_one(pair, tokenizer):
+def test_a_passport_of_an_earlier_version_is_still_one(pair, tokenizer):
     path = Path(f"{pair}.json")
     told = json.loads(path.read_text())
-    since = ("tool", "special_ids", "text_bytes", "rejects", "inputs", "json_key", "json_keys", "on_error", "version")
-    first = {name: value for name, value in told.items() if name not in since}
+    second = {name: value for name, value in told.items() if name not in ("sha256_of_entries", "version")}
+    since = ("tool", "special_ids", "text_bytes", "rejects", "inputs", "json_key", "json_keys", "on_error")
+    first = {name: value for name, value in second.items() if name not in since}
     path.write_text(json.dumps({"version": 1, **first}))
+    assert checked(config(pair, tokenizer_model=str(tokenizer.path)))
+    path.write_text(json.dumps({"version": 2, **second}))
     assert checked(config(pair, tokenizer_model=str(tokenizer.path)))
     path.write_text(json.dumps({"version": 2, **first}))
     with pytest.raises(DataError, match=r"damaged or newer than this program \(tool is missing\)"):
         checked(config(pair))
+
+
+def test_a_passport_that_says_anything_else_than_was_written_is_refused(pair):
+    path = Path(f"{pair}.json")
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(told.items()))))  # the same, written down otherwise
+    assert checked(config(pair))
+    token, number = next(iter(told["special_ids"].items()))
+    others = (
+        {"special_ids": {**told["special_ids"], token + "!": number}},
+        {"tool": told["tool"].swapcase()},
+        {"text_bytes": told["text_bytes"] + 1},
+        {"rejects": {"empty text": 1}},
+        {"an entry": "more"},
+        {"version": 1},
+        {"version": 2},
+        {"sha256_of_entries": None},
+    )
+    for other in others:
+        path.write_text(json.dumps(told | other))
+        with pytest.raises(DataError, match=r"damaged or newer than this program \(its entries are not those"):
+            checked(config(pair))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -17,7 +16,7 @@ from megatron_yuan.errors import ConfigError, DataError
 from megatron_yuan.inspection.documents import Documents, one_line, shown
 from megatron_yuan.inspection.lengths import describe_lengths, draw_lengths
 from megatron_yuan.inspection.soundness import verify_pair
-from tests.indexed_data import counting_documents, write_indexed
+from tests.indexed_data import alter_passport, counting_documents, write_indexed
 from tests.unit.data.conftest import make_texts, write_jsonl
 
 TEXTS = [*make_texts(0, 200), "two<sep>pears", " leading space", "龘 unknown 🙂", "tab\tand\nline"]
@@ -109,9 +108,7 @@ def test_a_passport_of_another_tokenizer_or_end_is_refused(prefix: str, tokenize
     )
     with pytest.raises(DataError, match=r"other\.model is not the one that made"):
         verified(prefix, other, tmp_path)
-    passport = Path(f"{prefix}.json")
-    told = json.loads(passport.read_text())
-    passport.write_text(json.dumps({**told, "eod_id": told["eod_id"] + 1}))
+    alter_passport(prefix, eod_id=tokenizer.eod_id + 1)
     with pytest.raises(DataError, match="204 of 204 documents do not end with"):
         verified(prefix, None, tmp_path)
 
