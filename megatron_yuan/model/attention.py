@@ -22,6 +22,7 @@ from megatron_yuan.config.schema import ModelConfig
 from megatron_yuan.model.context import TokenContext
 from megatron_yuan.model.documents import Buckets, attend_in_buckets
 from megatron_yuan.model.localized_filtering import FilterState, LocalizedFiltering
+from megatron_yuan.model.product import Linear
 from megatron_yuan.model.randomness import key, seeded
 from megatron_yuan.model.rotary import rotate
 
@@ -56,10 +57,10 @@ class AttentionCache:
             kept = slice(0, self.length)
             self.keys_BNPD = torch.cat((self.keys_BNPD[:, :, kept], room), dim=2)
             self.values_BNPD = torch.cat((self.values_BNPD[:, :, kept], room), dim=2)
-        self.keys_BNPD[:, :, self.length : end] = k_BNSD
-        self.values_BNPD[:, :, self.length : end] = v_BNSD
+        self.keys_BNPD.narrow(2, self.length, k_BNSD.shape[2]).copy_(k_BNSD)
+        self.values_BNPD.narrow(2, self.length, v_BNSD.shape[2]).copy_(v_BNSD)
         self.length = end
-        return self.keys_BNPD[:, :, :end], self.values_BNPD[:, :, :end]
+        return self.keys_BNPD.narrow(2, 0, end), self.values_BNPD.narrow(2, 0, end)
 
 
 class LocalizedFilteringAttention(nn.Module):
@@ -71,9 +72,9 @@ class LocalizedFilteringAttention(nn.Module):
         self.num_heads, self.head_dim = config.num_attention_heads, config.head_dim
         self.dropout = config.attention_dropout
         self.filter = LocalizedFiltering(config.hidden_size, config.norm_epsilon)
-        self.query_key = nn.Linear(config.hidden_size, 2 * config.attention_size, bias=False)
-        self.value = nn.Linear(config.hidden_size, config.attention_size, bias=False)
-        self.output = nn.Linear(config.attention_size, config.hidden_size, bias=False)
+        self.query_key = Linear(config.hidden_size, 2 * config.attention_size)
+        self.value = Linear(config.hidden_size, config.attention_size)
+        self.output = Linear(config.attention_size, config.hidden_size)
 
     def forward(self, u_BSH: Tensor, context: TokenContext, cache: AttentionCache | None = None) -> Tensor:
         """Attend over `u` [B, S, H] (normed input) and, with a cache, over the tokens before it; returns [B, S, H]."""

@@ -17,10 +17,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_yuan.model.norm import RMSNorm
+from megatron_yuan.model.product import product
 
 
 class FilterState(NamedTuple):
@@ -44,7 +44,7 @@ class CausalConv2Tap(nn.Module):
         `state` is what the token before `u` left behind (None: nothing, the sequence starts here); `starts` [B, S]
         is true at the first token of each document, which then sees nothing before it.
         """
-        previous, current = F.linear(u, self.weight.flatten(0, 1)).chunk(2, dim=-1)
+        previous, current = product(u, self.weight.flatten(0, 1)).chunk(2, dim=-1)
         first = torch.zeros_like(previous[:, :1]) if state is None else state.unsqueeze(1)
         shifted = torch.cat((first, previous[:, :-1]), dim=1) if u.shape[1] > 1 else first
         if starts is not None:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -25,6 +24,7 @@ from megatron_yuan.model.layer import YuanLayer
 from megatron_yuan.model.moe.experts import Experts
 from megatron_yuan.model.moe.stats import RouterStats, stack
 from megatron_yuan.model.norm import RMSNorm
+from megatron_yuan.model.product import Linear, product
 
 
 class ModelOutput(NamedTuple):
@@ -65,7 +65,7 @@ class YuanModel(nn.Module):
         if is_last:
             self.final_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
             if config.untie_embeddings_and_output_weights:
-                self.head = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
+                self.head = Linear(config.hidden_size, config.padded_vocab_size)
 
     @property
     def layer_ids(self) -> list[int]:
@@ -92,4 +92,4 @@ class YuanModel(nn.Module):
 
     def logits(self, hidden_BSH: Tensor) -> Tensor:
         """Scores of the next token [B, S, V] from normed hidden states."""
-        return F.linear(hidden_BSH, self.output_weight)
+        return product(hidden_BSH, self.output_weight)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_yuan.config.schema import ModelConfig
-from megatron_yuan.model.moe.grouped_swiglu import activation, grouped_swiglu, row_counts
+from megatron_yuan.model.moe.grouped_swiglu import grouped_swiglu, row_counts
+from megatron_yuan.model.product import product
 
 
 class Experts(nn.Module):
@@ -39,13 +40,13 @@ class Experts(nn.Module):
         """Whether `of_one` is to be used: on a CPU, in generation, where many small steps would be most of the time."""
         return torch.is_inference_mode_enabled() and not (self.looped or x_1H.is_cuda)
 
-    def of_one(self, x_1H: Tensor, experts: list[int], weights_K: Tensor) -> Tensor:
+    def of_one(self, x_1H: Tensor, experts: list[int], weights: list[float]) -> Tensor:
         """The weighted sum [1, H] of these experts' outputs for one token."""
-        rows = [
-            torch.mm(activation(torch.mm(x_1H, self.gate_up[e].t()), p_1), self.down[e].t())
-            for e, p_1 in zip(experts, weights_K.to(x_1H.dtype).unsqueeze(1), strict=True)
-        ]
-        return torch.cat(rows).sum(dim=0, keepdim=True)
+        y_1H = torch.zeros_like(x_1H)
+        for e, p in zip(experts, weights, strict=True):
+            gate_1F, up_1F = product(x_1H, self.gate_up[e]).chunk(2, dim=-1)
+            y_1H += product(F.silu(gate_1F).mul_(up_1F).mul_(p), self.down[e])
+        return y_1H
 
     def _forward_looped(self, x_RH: Tensor, weights_R: Tensor, counts: list[int]) -> Tensor:
         parts = []

@@ -14,9 +14,9 @@ in backward: two ninths more arithmetic in the experts, and the same numbers to 
 - Elsewhere experts go one after another, each a plain product written into place. On a CPU that is the faster form: an
   expert's rows stay in cache between the products, and grouped_mm there is 2-3 times as slow forward and up to 1.7
   times as slow for the weights' gradient (tools/benchmark.py measures the whole step).
-- There, in inference in bfloat16, products are taken from the left, (W x^T)^T: the right operand is the one that is
-  packed for the processor's tiles, and so it is the few rows, not the weights. With AMX that is 1.1 to 1.4 times as
-  fast for up to 512 rows an expert, and no slower for more; in float32 few rows would be twice as slow.
+- There, in inference in bfloat16 with AMX, products are taken from the left, (W x^T)^T: the right operand is the one
+  that is packed for the processor's tiles, and so it is the few rows, not the weights. That is 1.1 to 1.4 times as
+  fast for up to 512 rows an expert, and no slower for more; without AMX, or in float32, few rows would be slower.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_yuan.model.moe.kernels import kernel_for
+from megatron_yuan.model.product import weights_as_they_lie
 from megatron_yuan.model.weight_gradient import WeightGradient
 
 
@@ -42,7 +43,7 @@ def grouped_swiglu(
     if x_RH.is_cuda and _fits_grouped_mm(x_RH, gate_up_E2FH, down_EHF):
         return _Grouped.apply(x_RH, p_R, gate_up_E2FH, down_EHF, ends_E, keep_h)
     counts = row_counts(ends_E)
-    if torch.is_inference_mode_enabled() and x_RH.dtype == torch.bfloat16 and not x_RH.is_cuda:
+    if weights_as_they_lie(x_RH):
         return _from_the_left(x_RH, p_R, gate_up_E2FH, down_EHF, counts)
     return _OneByOne.apply(x_RH, p_R, gate_up_E2FH, down_EHF, counts, keep_h)
 
@@ -87,9 +88,12 @@ def _from_the_left(x_RH: Tensor, p_R: Tensor, gate_up: Tensor, down: Tensor, cou
     y_RH = torch.empty_like(x_RH)
     rows = (_split(each, counts) for each in (x_RH, p_R, y_RH))
     for x, p, y, w1, w2 in zip(*rows, gate_up, down, strict=True):
-        if len(x):  # in decoding, few experts have any
-            gate_FR, up_FR = torch.mm(w1, x.t()).chunk(2)
-            torch.mm(w2, F.silu(gate_FR, inplace=True).mul_(up_FR).mul_(p), out=y.t())
+        if not len(x):
+            continue  # in decoding, most experts
+        if len(x) == 1:
+            x, y = x[0], y[0]  # a matrix-vector product
+        gate_FR, up_FR = torch.matmul(w1, x.t()).chunk(2)
+        torch.matmul(w2, F.silu(gate_FR, inplace=True).mul_(up_FR).mul_(p), out=y.t())
     return y_RH
 
 

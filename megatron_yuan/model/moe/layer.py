@@ -44,8 +44,9 @@ class MoELayer(nn.Module):
 
     def mix(self, x_TH: Tensor, routing: Routing) -> Tensor:
         """The chosen experts' weighted sum [T, H]: dispatch, experts, combine. A token alone needs no sorting."""
+        weights_TK = routing.weights_TK.to(x_TH.dtype)
         if x_TH.shape[0] == 1 and routing.rows is None and self.experts.takes_one(x_TH):
-            return self.experts.of_one(x_TH, routing.experts_TK[0].tolist(), routing.weights_TK[0])
+            return self.experts.of_one(x_TH, routing.experts_TK[0].tolist(), weights_TK[0].tolist())
         dispatch = plan_dispatch(routing.experts_TK, self.router.num_experts, routing.rows)
-        weights_R = routing.weights_TK.to(x_TH.dtype).flatten()[dispatch.pair_R]
+        weights_R = weights_TK.flatten()[dispatch.pair_R]
         return unpermute(self.experts(permute(x_TH, dispatch), weights_R, dispatch.ends_E), dispatch)

@@ -13,11 +13,11 @@ backward makes it again from q, k, v (on CUDA a kernel does, kernels/expert_atte
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_yuan.model.moe.kernels import kernel_for
 from megatron_yuan.model.moe.routers.base import Router
+from megatron_yuan.model.product import product
 
 CHUNK_ELEMENTS = 2**18  # of the [chunk, E, E] matrix: 1 MiB in float32, within a core's second-level cache
 
@@ -29,7 +29,7 @@ class AttentionRouter(Router):
 
     def logits(self, x_TH: Tensor) -> Tensor:
         """P [T, E]."""
-        qkv = F.linear(x_TH, self.weight)
+        qkv = product(x_TH, self.weight)
         kernel = kernel_for("expert_attention", qkv)
         if kernel is not None:
             return kernel.expert_attention(qkv)

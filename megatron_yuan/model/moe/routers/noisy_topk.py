@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_yuan.model.moe.routers.base import Router, Routing
+from megatron_yuan.model.product import product
 from megatron_yuan.model.randomness import generator
 
 NOISE_FLOOR = 1e-2
@@ -34,13 +35,13 @@ class NoisyTopKRouter(Router):
 
     def logits(self, x_TH: Tensor) -> Tensor:
         """x W_g [T, E], without noise."""
-        return F.linear(x_TH, self.weight[: self.num_experts]).float()
+        return product(x_TH, self.weight[: self.num_experts]).float()
 
     def route(self, x_TH: Tensor, sample_keys: Sequence[int] | None) -> Routing:
         """In training with noise, keyed by sample and layer, and with the two losses."""
         if sample_keys is None:
             return super().route(x_TH, None)
-        clean_TE, raw_TE = F.linear(x_TH, self.weight).float().chunk(2, dim=-1)
+        clean_TE, raw_TE = product(x_TH, self.weight).float().chunk(2, dim=-1)
         scale_TE = F.softplus(raw_TE) + NOISE_FLOOR
         noisy_TE = clean_TE + self._noise(clean_TE, sample_keys) * scale_TE
         routing = self.choose(noisy_TE)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_yuan.model.moe.routers.base import Router
+from megatron_yuan.model.product import product
 
 
 class SoftmaxRouter(Router):
@@ -13,4 +13,4 @@ class SoftmaxRouter(Router):
 
     def logits(self, x_TH: Tensor) -> Tensor:
         """Linear scores [T, E]."""
-        return F.linear(x_TH, self.weight).float()
+        return product(x_TH, self.weight).float()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron_yuan.config.schema import ModelConfig
+from megatron_yuan.model import product as products
 from megatron_yuan.model.moe.dispatch import permute, plan_dispatch, unpermute
 from megatron_yuan.model.moe.experts import Experts
 
@@ -71,11 +72,13 @@ def test_grouped_experts_are_the_looped_ones_forward_and_backward(choice: list[l
     assert not results[0][3][idle].any() and not results[0][4][idle].any()
 
 
+@pytest.mark.parametrize("tiles", [True, False])
 @pytest.mark.parametrize("dtype, step", [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
 @pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES.keys())
 def test_in_inference_experts_give_what_they_give_in_training(
-    choice: list[list[int]], dtype: torch.dtype, step: float
+    choice: list[list[int]], dtype: torch.dtype, step: float, tiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(products, "_has_tiles", lambda: tiles)
     experts, experts_TK = experts_of("grouped").to(dtype), torch.tensor(choice)
     random = torch.Generator().manual_seed(1)
     x_TH = torch.randn(len(choice), H, generator=random).to(dtype)
