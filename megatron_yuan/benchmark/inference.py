@@ -36,10 +36,12 @@ Step = Callable[[Tensor], Tensor]
 
 
 class Speed(NamedTuple):
-    """Tokens a second over all rows."""
+    """Tokens a second over all rows, the medians of the rounds."""
 
     prefill: float
     decode: float
+    ours_beside: tuple[float, float]
+    """Ours by theirs in prefill and decoding: the medians of the ratios within each round, which slow spells leave."""
 
 
 class EvenChoice:
@@ -68,7 +70,7 @@ class EvenChoice:
 
 
 def measure(config: Config, batch: int, rounds: int, peers: bool) -> dict[str, Speed]:
-    """Medians over `rounds`, after a first pass that is not counted.
+    """Of each model over `rounds`, after a first pass that is not counted.
 
     ConfigError for `peers` without transformers, and where theirs would be another network than ours.
     """
@@ -91,11 +93,20 @@ def measure(config: Config, batch: int, rounds: int, peers: bool) -> dict[str, S
             for name, start in fresh.items():
                 choice.begin()
                 seconds[name].append(_timed(start(ids_BP), ids_BP, device))
-    found = {}
-    for name, pairs in seconds.items():
-        prefill, decode = (statistics.median(part) for part in zip(*pairs[1:], strict=True))
-        found[name] = Speed(ids_BP.numel() / prefill, batch * NEW_TOKENS / decode)
-    return found
+    return {
+        name: Speed(
+            ids_BP.numel() / statistics.median(prefill for prefill, _ in rounds_of[1:]),
+            batch * NEW_TOKENS / statistics.median(decode for _, decode in rounds_of[1:]),
+            _ratios(rounds_of[1:], seconds[OURS][1:]),
+        )
+        for name, rounds_of in seconds.items()
+    }
+
+
+def _ratios(theirs: list[tuple[float, float]], ours: list[tuple[float, float]]) -> tuple[float, float]:
+    rounds = list(zip(theirs, ours, strict=True))
+    prefill, decode = (statistics.median(their[part] / our[part] for their, our in rounds) for part in (0, 1))
+    return prefill, decode
 
 
 def _require_exportable(config: Config) -> None:

@@ -150,8 +150,8 @@ def inference(config: Config, rounds: int, peers: bool) -> dict[str, Any]:
         for name, speed in speeds.items():
             beside = ""
             if name != OURS:
-                ours = speeds[OURS]
-                beside = f"; ours: {ours.prefill / speed.prefill:.2f}x and {ours.decode / speed.decode:.2f}x"
+                prefill, decode = speed.ours_beside
+                beside = f"; ours: {prefill:.2f}x and {decode:.2f}x"
             print(
                 f"batch {batch:2d}, {name}: prefill {speed.prefill:,.0f}, decode {speed.decode:,.1f} tokens/s{beside}"
             )

@@ -17,7 +17,7 @@ from megatron_yuan.inference.relay import Relay
 from megatron_yuan.inference.sampling import Chooser
 from megatron_yuan.inference.stopping import Stops
 from megatron_yuan.model.attention import AttentionCache
-from megatron_yuan.model.context import TokenContext, token_context
+from megatron_yuan.model.context import TokenContext, rotary_of, token_context
 from megatron_yuan.model.model import YuanModel
 
 PREFILL_CHUNK = 4096
@@ -48,6 +48,7 @@ class Decoder:
         self.ids_BS = ids_BP[:, :0]
         self._new = ids_BP
         self._like = next(model.parameters())
+        self._tables: tuple[Tensor, Tensor] | None = None
         self.caches = []
         if use_cache:
             batch = ids_BP.shape[0]
@@ -108,14 +109,25 @@ class Decoder:
     def _context(self, begin: int, length: int) -> TokenContext:
         positions_BS = self._positions(begin, length)
         starts_BS = None if begin > self._padding or self.first_B is None else positions_BS == 0
+        positions_BS = positions_BS.clamp(min=0)
         return token_context(
             self.model.config,
-            positions_BS.clamp(min=0),
+            positions_BS,
             self._like.dtype,
             first_B=self.first_B,
             starts_BS=starts_BS,
             counted=False,
+            rotary=self._rotary(positions_BS, begin + length),
         )
+
+    def _rotary(self, positions_BS: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        """Looked up: token by token, to make the tables would be a tenth of the small steps around the products."""
+        if self._tables is None or end > len(self._tables[0]):
+            ahead_1P = torch.arange(end + ROOM, device=self.device).unsqueeze(0)
+            cos_1PR, sin_1PR = rotary_of(self.model.config, ahead_1P)
+            self._tables = cos_1PR[0], sin_1PR[0]
+        cos_PR, sin_PR = self._tables
+        return cos_PR[positions_BS], sin_PR[positions_BS]
 
     def _whole_context(self) -> TokenContext:
         positions_BS = self._positions(0, self.ids_BS.shape[1])

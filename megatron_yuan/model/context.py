@@ -49,14 +49,14 @@ def token_context(
     starts_BS: Tensor | None = None,
     balance: Balance | None = None,
     counted: bool = True,
+    rotary: tuple[Tensor, Tensor] | None = None,
 ) -> TokenContext:
     """The context of tokens at `position_ids` [B, S].
 
     `document_start_BS` isolates documents: the index in its row at which each token's document begins.
+    `rotary`: what `rotary_of` says of these positions, where it is at hand.
     """
-    cos, sin = rotary_tables(
-        position_ids_BS, config.rotary_dim, config.rotary_base, config.rotary_ntk_factor, config.rotary_rounding
-    )
+    cos, sin = rotary or rotary_of(config, position_ids_BS)
     documents = None
     if document_start_BS is not None:
         here = torch.arange(document_start_BS.shape[1], device=document_start_BS.device)
@@ -72,4 +72,11 @@ def token_context(
         first_B,
         balance,
         counted,
+    )
+
+
+def rotary_of(config: ModelConfig, position_ids_BS: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin [B, S, R] of positions, float32, as the model has them."""
+    return rotary_tables(
+        position_ids_BS, config.rotary_dim, config.rotary_base, config.rotary_ntk_factor, config.rotary_rounding
     )
