@@ -94,19 +94,19 @@ def measure(config: Config, batch: int, rounds: int, peers: bool) -> dict[str, S
                 choice.begin()
                 seconds[name].append(_timed(start(ids_BP), ids_BP, device))
     return {
-        name: Speed(
-            ids_BP.numel() / statistics.median(prefill for prefill, _ in rounds_of[1:]),
-            batch * NEW_TOKENS / statistics.median(decode for _, decode in rounds_of[1:]),
-            _ratios(rounds_of[1:], seconds[OURS][1:]),
-        )
-        for name, rounds_of in seconds.items()
+        name: speed_of(spent[1:], seconds[OURS][1:], ids_BP.numel(), batch * NEW_TOKENS)
+        for name, spent in seconds.items()
     }
 
 
-def _ratios(theirs: list[tuple[float, float]], ours: list[tuple[float, float]]) -> tuple[float, float]:
-    rounds = list(zip(theirs, ours, strict=True))
-    prefill, decode = (statistics.median(their[part] / our[part] for their, our in rounds) for part in (0, 1))
-    return prefill, decode
+def speed_of(
+    theirs: list[tuple[float, float]], ours: list[tuple[float, float]], prompt_tokens: int, new_tokens: int
+) -> Speed:
+    """Of a model's seconds of prefill and decoding in each round, and ours in the same rounds."""
+    prefill, decode = (statistics.median(each[part] for each in theirs) for part in (0, 1))
+    pairs = list(zip(theirs, ours, strict=True))
+    beside = tuple(statistics.median(their[part] / our[part] for their, our in pairs) for part in (0, 1))
+    return Speed(prompt_tokens / prefill, new_tokens / decode, (beside[0], beside[1]))
 
 
 def _require_exportable(config: Config) -> None:

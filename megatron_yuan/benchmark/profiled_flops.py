@@ -48,6 +48,6 @@ def profiled_flops(config: Config) -> float:
     profiler = FlopsProfiler(model)
     profiler.start_profile()
     model(ids_BS)
-    flops = profiler.get_total_flops()
+    flops = float(profiler.get_total_flops())
     profiler.end_profile()
     return flops / ids_BS.numel()

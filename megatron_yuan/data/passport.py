@@ -100,7 +100,10 @@ def _check(name: str, value: Any, kind: str) -> None:
         raise TypeError(f"{name} is {str(value)[:80]!r}")
     if kind == "dict[str, int]":
         for key, each in value.items():
-            _check(f"{name} of {key}", each, "int")
+            _check(f"{name} of {key!r}", each, "int")
+    if kind.startswith("list["):
+        for number, each in enumerate(value):
+            _check(f"{name} {number}", each, kind[len("list[") : -1])
     if name.endswith("_sha256") and (len(value) != 64 or set(value) - set("0123456789abcdef")):
         raise TypeError(f"{name} is {value[:80]!r}")
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from megatron_yuan.errors import CheckpointError
 from megatron_yuan.inference.relay import Relay
 from megatron_yuan.inference.sampling import Chooser
 from megatron_yuan.inference.stopping import Stops
@@ -67,7 +68,7 @@ class Decoder:
             self.model, self.ids_BS[rows_R], first_R, 0, False, vocab_size=self.vocab_size, relay=self.relay
         )
         branch.use_cache, branch.caches = True, [cache.rows(rows_R) for cache in self.caches]
-        branch.ids_BS, branch._new = self.ids_BS[rows_R], ids_RS
+        branch.ids_BS, branch._new, branch._tables = self.ids_BS[rows_R], ids_RS, self._tables
         return branch
 
     def next_logits(self) -> Tensor | None:
@@ -123,7 +124,7 @@ class Decoder:
     def _rotary(self, positions_BS: Tensor, end: int) -> tuple[Tensor, Tensor]:
         """Looked up: token by token, to make the tables would be a tenth of the small steps around the products."""
         if self._tables is None or end > len(self._tables[0]):
-            ahead_1P = torch.arange(end + ROOM, device=self.device).unsqueeze(0)
+            ahead_1P = torch.arange(2 * self.ids_BS.shape[1] + ROOM, device=self.device).unsqueeze(0)
             cos_1PR, sin_1PR = rotary_of(self.model.config, ahead_1P)
             self._tables = cos_1PR[0], sin_1PR[0]
         cos_PR, sin_PR = self._tables
@@ -151,7 +152,7 @@ def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
 def tokens(decoder: Decoder, choose: Chooser, max_new_tokens: int, stops: Stops) -> Iterator[tuple[Tensor, Tensor]]:
     """The next token of each row and its log-probability, [B] each, until all rows have stopped, or up to the limit.
 
-    A row that has stopped goes on repeating its last token.
+    A row that has stopped goes on repeating its last token. CheckpointError where scores are no numbers.
     """
     last: tuple[Tensor, Tensor] | None = None
     stopped_B = None
@@ -161,6 +162,11 @@ def tokens(decoder: Decoder, choose: Chooser, max_new_tokens: int, stops: Stops)
         shape = (2, decoder.ids_BS.shape[0])
         found_2B = decoder.relay.share(found_2B, shape, torch.float64, decoder.device)
         ids_B, logprobs_B = found_2B[0].long(), found_2B[1]
+        if bool(logprobs_B.isnan().any()):
+            raise CheckpointError(
+                f"the model's scores are not finite at new token {step + 1}: its weights hold NaN or infinity, or "
+                "overflow its type. Fix: load another checkpoint, or give --dtype fp32."
+            )
         if stopped_B is not None and last is not None:
             ids_B = torch.where(stopped_B, last[0], ids_B)
             logprobs_B = torch.where(stopped_B, last[1], logprobs_B)

@@ -84,7 +84,8 @@ class LocalizedFilteringAttention(nn.Module):
         q_BNSD, k_BNSD = rotate(qk_BSN2D, context.cos, context.sin).permute(3, 0, 2, 1, 4).unbind(0)
         v_BNSD = self.value(u_BSH).view(B, S, self.num_heads, self.head_dim).transpose(1, 2)
         if cache is not None:
-            cache.filter = filter_state
+            # Of many tokens the last one's state alone, not as a view that keeps the products of all.
+            cache.filter = filter_state if S == 1 else FilterState(*(x.clone() for x in filter_state))
             past = cache.length
             k_BNSD, v_BNSD = cache.append(k_BNSD, v_BNSD)
             core_BNSD = attend_to_past(q_BNSD, k_BNSD, v_BNSD, past, context.first_B)

@@ -1,4 +1,4 @@
-"""Root-mean-square norm: y = x / sqrt(mean(x^2) + eps) * weight, the statistics in float32.
+"""Root-mean-square norm: y = x / sqrt(mean(x^2) + eps) * weight, the statistics in float32 (of float64 in float64).
 
 Shapes: R rows, H hidden.
 
@@ -25,7 +25,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` [..., size]."""
-        if x.numel() > CHUNK_ELEMENTS and torch.is_inference_mode_enabled() and not x.is_cuda:
+        many = x.numel() > CHUNK_ELEMENTS and x.dtype != torch.float64
+        if many and torch.is_inference_mode_enabled() and x.device.type == "cpu":
             return self._in_chunks(x.reshape(-1, x.shape[-1])).view_as(x)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 

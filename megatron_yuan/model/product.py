@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """`x` [..., in] times the transposed `weight` [out, in]: [..., out]."""
-    if x.numel() == x.shape[-1] and weights_as_they_lie(x):
+    if x.numel() == x.shape[-1] and x.dtype == weight.dtype and reads_from_the_left(x):
         return torch.mv(weight, x.flatten()).view(*x.shape[:-1], -1)
     return F.linear(x, weight)
 
@@ -31,12 +31,14 @@ class Linear(nn.Linear):
         return product(x, self.weight)
 
 
-def weights_as_they_lie(x: Tensor) -> bool:
-    """Whether products with a few rows such as `x` are faster where the weight is not packed: the left operand."""
-    return x.dtype == torch.bfloat16 and torch.is_inference_mode_enabled() and not x.is_cuda and _has_tiles()
+def reads_from_the_left(x: Tensor) -> bool:
+    """Whether a weight is read faster as the left operand, which is not packed, by few rows such as `x`."""
+    return x.dtype == torch.bfloat16 and torch.is_inference_mode_enabled() and x.device.type == "cpu" and _has_tiles()
 
 
 @cache
 def _has_tiles() -> bool:
-    ask = getattr(torch.cpu, "get_capabilities", dict)  # since torch 2.11
+    ask = getattr(torch.cpu, "get_capabilities", None)
+    if ask is None:  # an older torch
+        return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
     return bool(ask().get("amx_bf16"))

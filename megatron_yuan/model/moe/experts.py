@@ -42,11 +42,11 @@ class Experts(nn.Module):
 
     def of_one(self, x_1H: Tensor, experts: list[int], weights: list[float]) -> Tensor:
         """The weighted sum [1, H] of these experts' outputs for one token."""
-        y_1H = torch.zeros_like(x_1H)
+        rows = []
         for e, p in zip(experts, weights, strict=True):
             gate_1F, up_1F = product(x_1H, self.gate_up[e]).chunk(2, dim=-1)
-            y_1H += product(F.silu(gate_1F).mul_(up_1F).mul_(p), self.down[e])
-        return y_1H
+            rows.append(product(F.silu(gate_1F).mul_(up_1F).mul_(p), self.down[e]))
+        return torch.cat(rows).sum(dim=0, keepdim=True)  # rounded once, whatever their number
 
     def _forward_looped(self, x_RH: Tensor, weights_R: Tensor, counts: list[int]) -> Tensor:
         parts = []

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_yuan.model.moe.kernels import kernel_for
-from megatron_yuan.model.product import weights_as_they_lie
+from megatron_yuan.model.product import reads_from_the_left
 from megatron_yuan.model.weight_gradient import WeightGradient
 
 
@@ -43,7 +43,7 @@ def grouped_swiglu(
     if x_RH.is_cuda and _fits_grouped_mm(x_RH, gate_up_E2FH, down_EHF):
         return _Grouped.apply(x_RH, p_R, gate_up_E2FH, down_EHF, ends_E, keep_h)
     counts = row_counts(ends_E)
-    if weights_as_they_lie(x_RH):
+    if reads_from_the_left(x_RH):
         return _from_the_left(x_RH, p_R, gate_up_E2FH, down_EHF, counts)
     return _OneByOne.apply(x_RH, p_R, gate_up_E2FH, down_EHF, counts, keep_h)
 

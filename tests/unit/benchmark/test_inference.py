@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_yuan.benchmark.inference import NEW_TOKENS, EvenChoice, measure
+from megatron_yuan.benchmark.inference import NEW_TOKENS, EvenChoice, measure, speed_of
 from megatron_yuan.config.presets import preset
 from megatron_yuan.errors import ConfigError
 
@@ -28,6 +28,13 @@ def test_peers_are_refused_where_theirs_would_be_another_network(values: dict[st
     with pytest.raises(ConfigError, match=r"peers: the model has .*\n.*--peers"):
         measure(replace(CONFIG, model=replace(CONFIG.model, **values)), batch=1, rounds=1, peers=True)
     assert measure(replace(CONFIG, model=replace(CONFIG.model, **values)), batch=1, rounds=1, peers=False)
+
+
+def test_a_slow_spell_that_hits_all_models_changes_no_ratio() -> None:
+    ours = [(1.0, 2.0), (1.0, 2.0), (4.0, 8.0)]
+    theirs = [(0.5, 3.0), (2.0, 12.0), (2.0, 12.0)]
+    speed = speed_of(theirs, ours, prompt_tokens=100, new_tokens=60)
+    assert speed == (50, 5, (0.5, 1.5))  # the slow spell began between our second round and theirs
 
 
 def test_every_model_takes_each_token_of_each_layer_from_the_draw(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,6 +214,11 @@ def test_a_passport_of_an_earlier_version_is_still_one(pair, tokenizer):
     assert checked(config(pair, tokenizer_model=str(tokenizer.path)))
     path.write_text(json.dumps({"version": 2, **second}))
     assert checked(config(pair, tokenizer_model=str(tokenizer.path)))
+    for wrong in ({"inputs": [1]}, {"json_keys": ["text", 3]}, {"special_ids": {"\ud800": "1"}}):
+        path.write_text(json.dumps({"version": 2, **second, **wrong}))
+        with pytest.raises(DataError, match="damaged or newer") as caught:
+            checked(config(pair))
+        str(caught.value).encode()
     path.write_text(json.dumps({"version": 2, **first}))
     with pytest.raises(DataError, match=r"damaged or newer than this program \(tool is missing\)"):
         checked(config(pair))

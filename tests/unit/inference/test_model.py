@@ -171,8 +171,20 @@ def test_float32_takes_the_master_weights_of_a_bfloat16_checkpoint(tmp_path: Pat
 def test_caches_grow_where_the_answer_outgrows_their_room(model: LanguageModel, monkeypatch) -> None:
     prompt = torch.tensor([[1, 2, 3]])
     whole = model.generate(prompt, 12, stop_ids=())
+    padded = model.generate_batch(PROMPTS, 12, stop_ids=())
     monkeypatch.setattr(decoding, "ROOM", 2)
     assert torch.equal(model.generate(prompt, 12, stop_ids=()), whole)
+    assert model.generate_batch(PROMPTS, 12, stop_ids=()) == padded
+
+
+@torch.inference_mode()
+def test_of_a_prompt_the_filter_keeps_its_last_tokens_state_and_no_more(model: LanguageModel) -> None:
+    decoder = decoding.Decoder(model, torch.tensor([PROMPTS[1]]), None, 20, True, model.vocabulary_in_use)
+    decoder.next_logits()
+    for cache in decoder.caches:
+        assert cache.filter is not None
+        for state in cache.filter:
+            assert state.untyped_storage().nbytes() == state.numel() * state.element_size()
 
 
 def test_bad_ids_and_settings_are_refused(model: LanguageModel) -> None:
@@ -192,6 +204,15 @@ def test_bad_ids_and_settings_are_refused(model: LanguageModel) -> None:
     with pytest.raises(ConfigError, match="temperature"):
         model.generate(torch.tensor([[1]]), 1, temperature=-1)
     assert model.generate_batch([], 5) == []
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 1.0, "seed": 3}])
+def test_a_model_whose_scores_are_no_numbers_says_so(model: LanguageModel, how: dict[str, float]) -> None:
+    with torch.no_grad():
+        model.final_norm.weight[3] = float("nan")
+    for generate in (model.generate_batch, lambda prompts, new, **more: list(model.stream(prompts[0], new))):
+        with pytest.raises(CheckpointError, match=r"scores are not finite at new token 1.*--dtype fp32"):
+            generate(PROMPTS, 4, **how)
 
 
 def test_what_cannot_be_loaded_is_said(folder: Path, tmp_path: Path) -> None:

@@ -89,6 +89,15 @@ def test_in_inference_experts_give_what_they_give_in_training(
     torch.testing.assert_close(found, expected, atol=step, rtol=step)
 
 
+@torch.inference_mode()
+def test_a_token_alone_has_its_experts_outputs_added_up_before_they_are_rounded() -> None:
+    experts = experts_of("grouped").to(torch.bfloat16)
+    x_1H = torch.randn(1, H, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    weights = [0.5, 0.25, 0.125, 0.0625, 0.0625]
+    outputs = [experts.of_one(x_1H, [e], [p]).float() for e, p in enumerate(weights)]
+    assert torch.equal(experts.of_one(x_1H, list(range(E)), weights), sum(outputs).to(torch.bfloat16))
+
+
 def test_each_token_gets_the_weighted_sum_of_its_own_experts() -> None:
     experts, experts_TK = experts_of("looped"), torch.tensor(CHOICES["tokens without experts"])
     random = torch.Generator().manual_seed(1)
