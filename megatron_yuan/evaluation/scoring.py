@@ -24,6 +24,10 @@ NAMED = re.compile(
 SAID = re.compile(r"\banswer\**\s*(?:is\b\s*:?|:)", re.IGNORECASE)
 BEHIND = re.compile(r"\.\s+(?=[A-Z])|\n")
 """Where a named answer ends: with its sentence or its line."""
+REASON = re.compile(r"[,;]?\s+(?:because|since)\b")
+"""What stands behind a named answer without being part of it."""
+MARK = "####"
+"""Before the answer in GSM8K's manner."""
 FORMULA = re.compile(r"(?<!\\)\$+((?:\\.|[^$\\])+)\$+", re.DOTALL)
 """Between dollars, of which those behind a backslash are a currency's."""
 BRACKETED = re.compile(r"(?<!\\)\\(?:\((.+?)(?<!\\)\\\)|\[(.+?)(?<!\\)\\\])", re.DOTALL)
@@ -79,10 +83,11 @@ def boxed(text: str) -> str | None:
 
 
 def final_answer(text: str) -> str | None:
-    """Of a worked solution: what "the answer is" names, or the last box, or the last formula."""
+    """Of a worked solution: what "the answer is" names, the last box, what is marked ####, or the last formula."""
     text = BRACKETED.sub(lambda found: f"${found[1] or found[2]}$", text)
     for behind in reversed(SAID.split(text)[1:]):
-        answer = BEHIND.split(behind.strip("* \t\r\n"), 1)[0].rstrip("*. \t\r")  # stars are bold type
+        answer = BEHIND.split(behind.strip("* \t\r\n"), 1)[0]
+        answer = REASON.split(answer, 1)[0].rstrip("*. \t\r")  # stars are bold type
         if not answer:
             continue
         inside = boxed(answer)
@@ -93,7 +98,10 @@ def final_answer(text: str) -> str | None:
     inside = boxed(text)
     if inside is not None:
         return inside
-    formulas = FORMULA.findall(text)
+    marked = text.rpartition(MARK)[2].strip().partition("\n")[0] if MARK in text else ""
+    formulas = FORMULA.findall(marked or text)
+    if marked and not formulas:
+        return marked.rstrip("*. ")
     if formulas:
         return formulas[-1].rsplit("=", 1)[-1].strip().rstrip(". ")
     text = text.strip()
