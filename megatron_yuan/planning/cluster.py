@@ -67,6 +67,10 @@ def plan_cluster(config: Config, gpus: int, machine: Machine, tokens: float | No
     """Try every layout of `config` on `gpus` GPUs; `tokens`: of the whole run. Raises ConfigError."""
     if gpus < 1:
         raise ConfigError(f"gpus is {gpus}, but must be at least 1.")
+    if config.training.device == "cpu":
+        raise ConfigError(
+            f"device is cpu, but the plan is for GPUs ({machine.name}); leave out --device, or make it auto."
+        )
     config = _sized(config, tokens)
     groups = list(layouts(config, gpus, machine))
     fitting = [each for each in (first_that_fits(group, machine) for group in groups) if each is not None]

@@ -153,6 +153,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("--gpus 8", "gpu is not given"),
         ("--gpu h100-80gb", "gpus is not given"),
         ("--gpus 0 --gpu h100-80gb", "gpus is '0'"),
+        ("--gpus 8 --gpu h100-80gb --device cpu", "device is cpu, but the plan is for GPUs (h100-80gb)"),
         ("--gpus eight --gpu h100-80gb", "gpus is 'eight'"),
         ("--gpus 8 --gpu h300", "gpu 'h300' is not known"),
         ("--gpus 8 --gpu h100-80gb --tokens many", "tokens is 'many'"),
